@@ -1,0 +1,532 @@
+//! Causal attention over sequences of a packed batch, keys packed beside the queries or in blocks
+//! of a cache. f32 throughout.
+//!
+//! One op serves every form: multi-head, grouped (`kv_heads < heads`), and MLA's absorbed form, in
+//! which all heads share one key, the latent with its rotary part, and the values are the latent
+//! itself. The weights of a query are computed from all its keys before any value is touched, so
+//! no running maximum exists whose history could depend on chunks or blocks (the row law).
+
+use crate::cpu::Cpu;
+use crate::gemm::{Lanes, PANEL, item_function, pack_panel_nn, pack_panel_nt};
+use crate::mat::{Mat, MatMut};
+use crate::pool::SharedMut;
+use crate::simd::{LANES, simd_fn};
+use crate::{Isa, Precision};
+use std::cell::RefCell;
+
+/// Rows of scores that one work item holds: a row is one head of one query.
+const SCORE_ROWS: usize = 96;
+
+/// Where the keys of a sequence lie.
+#[derive(Clone, Copy)]
+pub enum KeyRows<'a> {
+    /// In the same rows as its queries.
+    Packed,
+    /// In blocks of a cache: row `table[p / block_size] * block_size + p % block_size` for position
+    /// p, with `blocks_per_sequence` entries of `tables` for each sequence.
+    Blocks { tables: &'a [u32], blocks_per_sequence: usize, block_size: usize },
+}
+
+/// The sequences of a packed batch.
+#[derive(Clone, Copy)]
+pub struct Sequences<'a> {
+    /// Query rows of sequence s: `cu_seqlens[s]..cu_seqlens[s + 1]`.
+    pub cu_seqlens: &'a [u32],
+    /// Keys of each sequence, its newest tokens included.
+    pub context_lens: &'a [u32],
+    pub key_rows: KeyRows<'a>,
+}
+
+/// Shapes of one attention.
+#[derive(Clone, Copy)]
+pub struct Heads {
+    pub heads: usize,
+    /// Divides `heads`; each serves `heads / kv_heads` of them.
+    pub kv_heads: usize,
+    /// Width of a query and of a key.
+    pub qk_dim: usize,
+    /// Width of a value.
+    pub v_dim: usize,
+    /// Factor on the scores before the softmax.
+    pub scale: f32,
+}
+
+impl Heads {
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+}
+
+/// Buffers of one thread, kept between calls.
+#[derive(Default)]
+struct Scratch {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    key_panels: Vec<u32>,
+    value_panels: Vec<u32>,
+    other_panels: Vec<u32>,
+    scores: Vec<f32>,
+    d_scores: Vec<f32>,
+    /// One over the sum of each row's weights.
+    inverse_sums: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// One block of queries that share their keys.
+struct Item {
+    sequence: usize,
+    kv_head: usize,
+    /// Rows of the batch.
+    queries: std::ops::Range<usize>,
+    /// Position of the first query in its sequence.
+    position: usize,
+}
+
+impl Item {
+    /// Keys that the last query of the item sees.
+    fn keys(&self) -> usize {
+        self.position + self.queries.len()
+    }
+}
+
+simd_fn! {
+    /// Turns a row of scores into unnormalised weights: e^(scale s - max) for the first `seen`
+    /// keys, 0 up to the end of the row. Returns the maximum and the sum.
+    fn softmax_row<S>(row: &mut [f32], seen: usize, scale: f32) -> (f32, f32) {
+        let p = row.as_mut_ptr();
+        let factor = S::splat(scale);
+        let lowest = S::splat(f32::MIN);
+        let mut greatest = lowest;
+        let full = seen / LANES * LANES;
+        for i in (0..full).step_by(LANES) {
+            greatest = S::max(S::mul(S::load(p.add(i)), factor), greatest);
+        }
+        let mut max = S::greatest(greatest);
+        for i in full..seen {
+            let s = *p.add(i) * scale;
+            max = if s > max { s } else { max };
+        }
+        let shift = S::splat(max);
+        let mut sum = S::splat(0.0);
+        let mut i = 0;
+        while i < seen {
+            let s = S::sub(S::mul(S::load_first(p.add(i), row.len() - i), factor), shift);
+            S::store_first(p.add(i), seen - i, crate::simd::exp::<S>(s));
+            if i + LANES > seen {
+                for j in seen..row.len().min(i + LANES) {
+                    *p.add(j) = 0.0;
+                }
+            }
+            sum = S::add(sum, S::load_first(p.add(i), seen - i));
+            i += LANES;
+        }
+        for j in i..row.len() {
+            *p.add(j) = 0.0;
+        }
+        (max, S::sum(sum))
+    }
+}
+
+simd_fn! {
+    /// y = y * factor + 0: the sum turns a negative zero positive, whose sign would otherwise tell
+    /// how many masked keys followed.
+    fn normalise<S>(y: &mut [f32], factor: f32) {
+        let (p, n) = (y.as_mut_ptr(), y.len());
+        for i in (0..n).step_by(LANES) {
+            let v = S::load_first(p.add(i), n - i);
+            S::store_first(p.add(i), n - i, S::fma(v, S::splat(factor), S::splat(0.0)));
+        }
+    }
+}
+
+simd_fn! {
+    /// Weights from scores and their saved maximum and sum: e^(scale s - max) / sum for the first
+    /// `seen` keys, 0 beyond; then d_scores = weights * (d_weights - delta) * scale.
+    fn softmax_row_backward<S>(row: &mut [f32], d_row: &mut [f32], seen: usize, scale: f32,
+                               max: f32, inverse_sum: f32, delta: f32) {
+        let (p, d, n) = (row.as_mut_ptr(), d_row.as_mut_ptr(), row.len());
+        for i in (0..seen).step_by(LANES) {
+            let s = S::mul(S::load_first(p.add(i), n - i), S::splat(scale));
+            let weight = crate::simd::exp::<S>(S::sub(s, S::splat(max)));
+            let weight = S::mul(weight, S::splat(inverse_sum));
+            let centred = S::sub(S::load_first(d.add(i), n - i), S::splat(delta));
+            S::store_first(p.add(i), seen - i, weight);
+            let d_score = S::mul(S::mul(weight, centred), S::splat(scale));
+            S::store_first(d.add(i), seen - i, d_score);
+        }
+        row[seen..].fill(0.0);
+        d_row[seen..].fill(0.0);
+    }
+}
+
+simd_fn! {
+    /// The sum of products of two rows, sixteen partial sums joined at the end.
+    fn dot<S>(a: &[f32], b: &[f32]) -> f32 {
+        let n = a.len();
+        let mut sum = S::splat(0.0);
+        for i in (0..n).step_by(LANES) {
+            let a = S::load_first(a.as_ptr().add(i), n - i);
+            sum = S::fma(a, S::load_first(b.as_ptr().add(i), n - i), sum);
+        }
+        S::sum(sum)
+    }
+}
+
+fn items(sequences: &Sequences, shape: &Heads, rows: usize, whole: bool) -> Vec<Item> {
+    let count = sequences.context_lens.len();
+    assert_eq!(sequences.cu_seqlens.len(), count + 1, "cu_seqlens");
+    assert_eq!(sequences.cu_seqlens[count] as usize, rows, "queries");
+    let block = if whole { usize::MAX } else { (SCORE_ROWS / shape.group()).max(1) };
+    let mut items = Vec::new();
+    for sequence in 0..count {
+        let start = sequences.cu_seqlens[sequence] as usize;
+        let end = sequences.cu_seqlens[sequence + 1] as usize;
+        let context = sequences.context_lens[sequence] as usize;
+        assert!(end - start <= context, "sequence {sequence}: more queries than keys");
+        let mut first = start;
+        while first < end {
+            let last = end.min(first.saturating_add(block));
+            let position = context - (end - first);
+            for kv_head in 0..shape.kv_heads {
+                items.push(Item { sequence, kv_head, queries: first..last, position });
+            }
+            first = last;
+        }
+    }
+    items
+}
+
+/// `count` rows of `width` floats: packed rows as they are, cached rows gathered into `buffer`.
+fn key_rows<'a>(
+    source: Mat<'a>,
+    sequences: &Sequences,
+    item: &Item,
+    count: usize,
+    column: usize,
+    width: usize,
+    buffer: &'a mut Vec<f32>,
+) -> Mat<'a> {
+    match sequences.key_rows {
+        KeyRows::Packed => {
+            let start = sequences.cu_seqlens[item.sequence] as usize;
+            source.rows(start..start + count).columns(column, width)
+        }
+        KeyRows::Blocks { tables, blocks_per_sequence, block_size } => {
+            buffer.clear();
+            let table = &tables[item.sequence * blocks_per_sequence..][..blocks_per_sequence];
+            for p in 0..count {
+                let row = table[p / block_size] as usize * block_size + p % block_size;
+                buffer.extend_from_slice(&source.row(row)[column..column + width]);
+            }
+            Mat { data: buffer, rows: count, cols: width, stride: width }
+        }
+    }
+}
+
+/// Panels whose columns are the rows of `m` (for products over its columns).
+fn panels_of_rows(isa: Isa, m: Mat, panels: &mut Vec<u32>) {
+    let per_panel = m.cols * PANEL;
+    panels.resize(m.rows.div_ceil(PANEL) * per_panel, 0);
+    for (j, panel) in panels.chunks_exact_mut(per_panel).enumerate() {
+        let n = PANEL.min(m.rows - j * PANEL);
+        let source = &m.data[j * PANEL * m.stride..];
+        pack_panel_nt(isa, source, m.stride, n, m.cols, false, panel);
+    }
+}
+
+/// Panels whose columns are the columns of `m` (for products over its rows).
+fn panels_of_columns(isa: Isa, m: Mat, panels: &mut Vec<u32>) {
+    let per_panel = m.rows * PANEL;
+    panels.resize(m.cols.div_ceil(PANEL) * per_panel, 0);
+    for (j, panel) in panels.chunks_exact_mut(per_panel).enumerate() {
+        pack_panel_nn(isa, m, j, false, panel);
+    }
+}
+
+/// Row r of a work item, query r / group and head r % group, as an offset into a matrix of
+/// `[tokens, heads * width]`; and the distance between rows where it is even.
+#[derive(Clone, Copy)]
+struct RowPlaces {
+    start: usize,
+    stride: usize,
+    width: usize,
+    group: usize,
+}
+
+impl RowPlaces {
+    fn new(item: &Item, shape: &Heads, stride: usize, width: usize) -> RowPlaces {
+        let group = shape.group();
+        let start = item.queries.start * stride + item.kv_head * group * width;
+        RowPlaces { start, stride, width, group }
+    }
+
+    fn at(&self, r: usize) -> usize {
+        self.start + r / self.group * self.stride + r % self.group * self.width
+    }
+}
+
+/// Runs one small product whose rows may lie in groups (heads of a token): in one call where the
+/// rows are evenly spaced, head by head where they are not.
+#[allow(clippy::too_many_arguments)]
+fn product(
+    isa: Isa,
+    a: *const f32,
+    a_places: RowPlaces,
+    b: &[u32],
+    c: *mut f32,
+    c_places: RowPlaces,
+    rows: usize,
+    columns: usize,
+    depth: usize,
+) {
+    let group = a_places.group;
+    let even = |p: &RowPlaces| group == 1 || p.stride == group * p.width;
+    let step = |p: &RowPlaces| if group == 1 { p.stride } else { p.width };
+    let run = item_function(isa, Precision::F32);
+    let mut lanes = Lanes {
+        a: a.wrapping_add(a_places.start).cast(),
+        row_step: step(&a_places),
+        lane_step: 1,
+        b: b.as_ptr(),
+        c: c.wrapping_add(c_places.start),
+        c_stride: step(&c_places),
+        rows,
+        columns,
+        depth,
+        accumulate: false,
+    };
+    let panels = 0..columns.div_ceil(PANEL);
+    if even(&a_places) && even(&c_places) {
+        // SAFETY: the rows lie inside both matrices, whose shapes the callers assert.
+        unsafe { run(&lanes, 0..rows, panels) };
+        return;
+    }
+    for head in 0..group {
+        lanes.a = a.wrapping_add(a_places.start + head * a_places.width).cast();
+        lanes.row_step = a_places.stride;
+        lanes.c = c.wrapping_add(c_places.start + head * c_places.width);
+        lanes.c_stride = c_places.stride;
+        lanes.rows = rows / group;
+        // SAFETY: as above.
+        unsafe { run(&lanes, 0..rows / group, panels.clone()) };
+    }
+}
+
+fn check(shape: &Heads, sequences: &Sequences, q: &Mat, k: &Mat, v: &Mat) {
+    assert_eq!(shape.heads % shape.kv_heads, 0, "heads per key head");
+    assert_eq!(q.cols, shape.heads * shape.qk_dim, "width of q");
+    assert_eq!(k.cols, shape.kv_heads * shape.qk_dim, "width of k");
+    assert_eq!(v.cols, shape.kv_heads * shape.v_dim, "width of v");
+    assert_eq!(k.rows, v.rows, "rows of k and v");
+    if let KeyRows::Packed = sequences.key_rows {
+        assert_eq!(k.rows, q.rows, "packed keys lie beside their queries");
+    }
+    q.check();
+    k.check();
+    v.check();
+}
+
+/// out `[tokens, heads * v_dim]` = softmax(scale q kᵀ) v, each query over the keys up to its own
+/// position. `stats [tokens, heads, 2]` receives each row's maximum and sum for the backward.
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn attention(
+    cpu: &Cpu,
+    q: Mat,
+    k: Mat,
+    v: Mat,
+    shape: &Heads,
+    sequences: &Sequences,
+    out: MatMut,
+    stats: &mut [f32],
+) {
+    check(shape, sequences, &q, &k, &v);
+    assert_eq!((out.rows, out.cols), (q.rows, shape.heads * shape.v_dim), "shape of out");
+    assert_eq!(stats.len(), q.rows * shape.heads * 2, "size of stats");
+    out.check();
+    let items = items(sequences, shape, q.rows, false);
+    let out_stride = out.stride;
+    let (out, stats) = (SharedMut::new(out.data), SharedMut::new(stats));
+    let isa = cpu.isa;
+    cpu.pool.run(items.len(), |i| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let item = &items[i];
+            let (keys, group) = (item.keys(), shape.group());
+            let rows = item.queries.len() * group;
+            let padded = keys.next_multiple_of(PANEL);
+            let Scratch { keys: gathered, values, key_panels, value_panels, scores, inverse_sums, .. } =
+                scratch;
+            let (kd, vd) = (shape.qk_dim, shape.v_dim);
+            let kh = item.kv_head;
+            let k = key_rows(k, sequences, item, keys, kh * kd, kd, gathered);
+            panels_of_rows(isa, k, key_panels);
+            let v = key_rows(v, sequences, item, keys, kh * vd, vd, values);
+            panels_of_columns(isa, v, value_panels);
+            scores.resize(rows * padded, 0.0);
+            let q_places = RowPlaces::new(item, shape, q.stride, kd);
+            let s_places = RowPlaces { start: 0, stride: group * padded, width: padded, group };
+            let s = scores.as_mut_ptr();
+            product(isa, q.data.as_ptr(), q_places, key_panels, s, s_places, rows, padded, kd);
+            let out_places = RowPlaces::new(item, shape, out_stride, vd);
+            inverse_sums.clear();
+            for (r, row) in scores.chunks_exact_mut(padded).take(rows).enumerate() {
+                let seen = item.position + r / group + 1;
+                let (max, sum) = softmax_row(isa, row, seen, shape.scale);
+                inverse_sums.push(1.0 / sum);
+                let t = item.queries.start + r / group;
+                let at = 2 * (t * shape.heads + kh * group + r % group);
+                // SAFETY: each row of stats belongs to one item.
+                unsafe { stats.slice(at..at + 2) }.copy_from_slice(&[max, sum]);
+            }
+            let c = out.pointer();
+            product(isa, s, s_places, value_panels, c, out_places, rows, vd, keys);
+            for r in 0..rows {
+                let at = out_places.at(r);
+                // SAFETY: each row of out belongs to one item.
+                normalise(isa, unsafe { out.slice(at..at + vd) }, inverse_sums[r]);
+            }
+        });
+    });
+}
+
+/// Gradients of [`attention`] over packed keys; dq, dk and dv are written.
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn attention_backward(
+    cpu: &Cpu,
+    q: Mat,
+    k: Mat,
+    v: Mat,
+    shape: &Heads,
+    sequences: &Sequences,
+    out: Mat,
+    stats: &[f32],
+    dout: Mat,
+    dq: MatMut,
+    dk: MatMut,
+    dv: MatMut,
+) {
+    check(shape, sequences, &q, &k, &v);
+    assert!(matches!(sequences.key_rows, KeyRows::Packed), "gradients need packed keys");
+    assert_eq!((dq.rows, dq.cols), (q.rows, q.cols), "shape of dq");
+    assert_eq!((dk.rows, dk.cols), (k.rows, k.cols), "shape of dk");
+    assert_eq!((dv.rows, dv.cols), (v.rows, v.cols), "shape of dv");
+    assert_eq!((out.cols, dout.cols), (shape.heads * shape.v_dim, shape.heads * shape.v_dim));
+    for m in [&dq, &dk, &dv] {
+        m.check();
+    }
+    let items = items(sequences, shape, q.rows, true);
+    let (dq_stride, dk_stride, dv_stride) = (dq.stride, dk.stride, dv.stride);
+    let dq = SharedMut::new(dq.data);
+    let (dk, dv) = (SharedMut::new(dk.data), SharedMut::new(dv.data));
+    let isa = cpu.isa;
+    let group = shape.group();
+    let (kd, vd) = (shape.qk_dim, shape.v_dim);
+    cpu.pool.run(items.len(), |i| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let whole = &items[i];
+            let (kh, start) = (whole.kv_head, whole.queries.start);
+            let all = whole.keys();
+            let zero = |m: &SharedMut<f32>, stride: usize, width: usize| {
+                for j in start..start + all {
+                    let at = j * stride + kh * width;
+                    // SAFETY: the rows of a sequence and columns of a head belong to one item.
+                    unsafe { m.slice(at..at + width) }.fill(0.0);
+                }
+            };
+            zero(&dk, dk_stride, kd);
+            zero(&dv, dv_stride, vd);
+            let block = (SCORE_ROWS / group).max(1);
+            for first in whole.queries.clone().step_by(block) {
+                let last = whole.queries.end.min(first + block);
+                let position = first - start;
+                let item = Item { sequence: whole.sequence, kv_head: kh, queries: first..last, position };
+                let keys = item.keys();
+                let rows = item.queries.len() * group;
+                let padded = keys.next_multiple_of(PANEL);
+                let k = k.rows(start..start + keys).columns(kh * kd, kd);
+                let v = v.rows(start..start + keys).columns(kh * vd, vd);
+                let Scratch { key_panels, value_panels, other_panels, scores, d_scores, .. } = scratch;
+                panels_of_rows(isa, k, key_panels);
+                panels_of_rows(isa, v, value_panels);
+                scores.resize(rows * padded, 0.0);
+                d_scores.resize(rows * padded, 0.0);
+                let s_places = RowPlaces { start: 0, stride: group * padded, width: padded, group };
+                let q_places = RowPlaces::new(&item, shape, q.stride, kd);
+                let o_places = RowPlaces::new(&item, shape, dout.stride, vd);
+                let (s, ds) = (scores.as_mut_ptr(), d_scores.as_mut_ptr());
+                let (qp, dop) = (q.data.as_ptr(), dout.data.as_ptr());
+                product(isa, qp, q_places, key_panels, s, s_places, rows, padded, kd);
+                product(isa, dop, o_places, value_panels, ds, s_places, rows, padded, vd);
+                let rows_of = scores.chunks_exact_mut(padded).zip(d_scores.chunks_exact_mut(padded));
+                for (r, (row, d_row)) in rows_of.take(rows).enumerate() {
+                    let seen = item.position + r / group + 1;
+                    let t = item.queries.start + r / group;
+                    let head = kh * group + r % group;
+                    let columns = head * vd..(head + 1) * vd;
+                    let delta = dot(isa, &dout.row(t)[columns.clone()], &out.row(t)[columns]);
+                    let at = 2 * (t * shape.heads + head);
+                    let (max, inverse) = (stats[at], 1.0 / stats[at + 1]);
+                    softmax_row_backward(isa, row, d_row, seen, shape.scale, max, inverse, delta);
+                }
+                panels_of_columns(isa, k, key_panels);
+                let dq_places = RowPlaces::new(&item, shape, dq_stride, kd);
+                product(isa, ds, s_places, key_panels, dq.pointer(), dq_places, rows, kd, keys);
+                let to = |m: &SharedMut<f32>, stride: usize, width: usize| {
+                    m.pointer().wrapping_add(start * stride + kh * width)
+                };
+                transposed_product(isa, s, padded, keys, dout, &item, shape, vd, to(&dv, dv_stride, vd), dv_stride, other_panels);
+                transposed_product(isa, ds, padded, keys, q, &item, shape, kd, to(&dk, dk_stride, kd), dk_stride, other_panels);
+            }
+        });
+    });
+}
+
+/// c `[keys, width]` += weightsᵀ m, where the rows of `m` are the heads and queries of the item:
+/// one chain over them in order.
+#[allow(clippy::too_many_arguments)]
+fn transposed_product(
+    isa: Isa,
+    weights: *const f32,
+    padded: usize,
+    keys: usize,
+    m: Mat,
+    item: &Item,
+    shape: &Heads,
+    width: usize,
+    c: *mut f32,
+    c_stride: usize,
+    panels: &mut Vec<u32>,
+) {
+    let group = shape.group();
+    let rows = item.queries.len() * group;
+    let places = RowPlaces::new(item, shape, m.stride, width);
+    panels.resize(width.div_ceil(PANEL) * rows * PANEL, 0);
+    for (j, panel) in panels.chunks_exact_mut(rows * PANEL).enumerate() {
+        let n = PANEL.min(width - j * PANEL);
+        for (r, lane) in panel.chunks_exact_mut(PANEL).enumerate() {
+            let at = places.at(r) + j * PANEL;
+            lane[n..].fill(0);
+            lane[..n].iter_mut().zip(&m.data[at..at + n]).for_each(|(l, x)| *l = x.to_bits());
+        }
+    }
+    let lanes = Lanes {
+        a: weights.cast(),
+        row_step: 1,
+        lane_step: padded,
+        b: panels.as_ptr(),
+        c,
+        c_stride,
+        rows: keys,
+        columns: width,
+        depth: rows,
+        accumulate: true,
+    };
+    // SAFETY: weights is [rows, padded] with keys <= padded; c has `keys` rows of this sequence.
+    unsafe { item_function(isa, Precision::F32)(&lanes, 0..keys, 0..width.div_ceil(PANEL)) }
+}
+
+#[cfg(test)]
+#[path = "attention_tests.rs"]
+mod tests;
