@@ -1,13 +1,16 @@
 //! GFLOP/s of the matrix products by shape: `cargo run --release -p kernels --example gemm`.
 
-use kernels::{Cpu, Isa, Mat, MatMut, PackedWeight, Precision};
+use kernels::{Backend, Cpu, Isa, Mat, MatMut, PackedWeight, Precision};
 use std::time::Instant;
 
 fn main() {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let cpu = Cpu::new(threads, Isa::best());
     println!("{} x {threads}", cpu.isa());
-    println!("{:>24} {:>8} {:>8} {:>8} {:>8}", "tokens x in x out", "", "x w'", "dy w", "dy' x");
+    println!(
+        "{:>24} {:>8} {:>8} {:>8} {:>8}",
+        "tokens x in x out", "", "x w'", "dy w", "dy' x"
+    );
     for (t, k, n) in [
         (1, 256, 1024),
         (8, 256, 1024),
@@ -22,7 +25,11 @@ fn main() {
         (4096, 256, 4096),
     ] {
         for precision in [Precision::F32, Precision::Bf16] {
-            let (x, w, dy) = (vec![0.5f32; t * k], vec![0.25f32; n * k], vec![0.1f32; t * n]);
+            let (x, w, dy) = (
+                vec![0.5f32; t * k],
+                vec![0.25f32; n * k],
+                vec![0.1f32; t * n],
+            );
             let (mut y, mut dx, mut dw) = (vec![0.0; t * n], vec![0.0; t * k], vec![0.0; n * k]);
             let mut packed = PackedWeight::new(n, k, precision);
             cpu.pack(Mat::new(&w, k), &mut packed);
@@ -38,9 +45,12 @@ fn main() {
             };
             let nt = rate(&mut || cpu.matmul_nt(x, &packed, MatMut::new(&mut y, n), false));
             let nn = rate(&mut || cpu.matmul_nn(dy, &packed, MatMut::new(&mut dx, k), false));
-            let tn = rate(&mut || cpu.matmul_tn(dy, x, precision, &mut dw, false));
+            let tn = rate(&mut || cpu.matmul_tn(dy, x, precision, &mut dw));
             let shape = format!("{t} x {k} x {n}");
-            println!("{shape:>24} {:>8} {nt:>8.0} {nn:>8.0} {tn:>8.0}", format!("{precision:?}"));
+            println!(
+                "{shape:>24} {:>8} {nt:>8.0} {nn:>8.0} {tn:>8.0}",
+                format!("{precision:?}")
+            );
         }
     }
 }

@@ -25,12 +25,20 @@ pub struct Chance {
 
 impl Chance {
     pub fn new(seed: u64, purpose: Purpose) -> Chance {
-        Chance { key: [seed as u32, (seed >> 32) as u32], purpose: purpose as u32 }
+        Chance {
+            key: [seed as u32, (seed >> 32) as u32],
+            purpose: purpose as u32,
+        }
     }
 
     /// 128 random bits for a position of a sequence.
     pub fn bits(&self, sequence: u64, position: u32) -> [u32; 4] {
-        let counter = [position, sequence as u32, (sequence >> 32) as u32, self.purpose];
+        let counter = [
+            position,
+            sequence as u32,
+            (sequence >> 32) as u32,
+            self.purpose,
+        ];
         philox4x32_10(counter, self.key)
     }
 
@@ -70,8 +78,16 @@ fn philox4x32_10(mut x: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
         let a = u64::from(x[0]) * 0xd251_1f53;
         let b = u64::from(x[2]) * 0xcd9e_8d57;
         let (a_high, b_high) = ((a >> 32) as u32, (b >> 32) as u32);
-        x = [b_high ^ x[1] ^ key[0], b as u32, a_high ^ x[3] ^ key[1], a as u32];
-        key = [key[0].wrapping_add(0x9e37_79b9), key[1].wrapping_add(0xbb67_ae85)];
+        x = [
+            b_high ^ x[1] ^ key[0],
+            b as u32,
+            a_high ^ x[3] ^ key[1],
+            a as u32,
+        ];
+        key = [
+            key[0].wrapping_add(0x9e37_79b9),
+            key[1].wrapping_add(0xbb67_ae85),
+        ];
     }
     x
 }
@@ -112,6 +128,9 @@ mod tests {
         let mut draw = chance.draws(1);
         let mut seen = [0u32; 6];
         (0..60_000).for_each(|_| seen[draw(6) as usize] += 1);
-        assert!(seen.iter().all(|&c| (9_500..10_500).contains(&c)), "{seen:?}");
+        assert!(
+            seen.iter().all(|&c| (9_500..10_500).contains(&c)),
+            "{seen:?}"
+        );
     }
 }

@@ -45,12 +45,16 @@ pub struct PackedWeight {
 }
 
 impl PackedWeight {
-    /// Room for a weight; filled by [`Cpu::pack`].
+    /// Room for a weight; filled by [`crate::Backend::pack`].
     pub fn new(out_features: usize, in_features: usize, precision: Precision) -> PackedWeight {
         let panels = |columns: usize, k: usize| {
             let depth = precision.lanes(k);
             let lanes = vec![0; columns.div_ceil(PANEL) * depth * PANEL];
-            Panels { lanes, depth, columns }
+            Panels {
+                lanes,
+                depth,
+                columns,
+            }
         };
         PackedWeight {
             out_features,
@@ -147,9 +151,17 @@ pub(crate) fn pack_panel_nn(isa: Isa, source: Mat, j: usize, bf16: bool, panel: 
     let n = PANEL.min(source.cols - j * PANEL);
     for (lane, out) in panel.chunks_exact_mut(PANEL).enumerate() {
         let row = |k: usize| {
-            if k < source.rows { &source.row(k)[j * PANEL..j * PANEL + n] } else { &[][..] }
+            if k < source.rows {
+                &source.row(k)[j * PANEL..j * PANEL + n]
+            } else {
+                &[][..]
+            }
         };
-        let (even, odd) = if bf16 { (row(2 * lane), row(2 * lane + 1)) } else { (row(lane), &[][..]) };
+        let (even, odd) = if bf16 {
+            (row(2 * lane), row(2 * lane + 1))
+        } else {
+            (row(lane), &[][..])
+        };
         out[n..].fill(0);
         lanes_nn(isa, even, odd, bf16, &mut out[..n]);
     }
@@ -345,8 +357,18 @@ pub(crate) fn item_function(isa: Isa, precision: Precision) -> Item {
         }
         build!(avx2_f32, "avx2,fma", Avx2, F32);
         build!(avx2_bf16, "avx2,fma", Avx2, Bf16);
-        build!(avx512_f32, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma", Avx512, F32);
-        build!(avx512_bf16, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma", Avx512, Bf16);
+        build!(
+            avx512_f32,
+            "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma",
+            Avx512,
+            F32
+        );
+        build!(
+            avx512_bf16,
+            "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma",
+            Avx512,
+            Bf16
+        );
         build!(
             avx512bf16_bf16,
             "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma",
@@ -387,8 +409,11 @@ struct Scratch {
 
 impl Cpu {
     /// Fills a weight's panels from `weight [out_features, in_features]` (rows may be strided).
-    pub fn pack(&self, weight: Mat, packed: &mut PackedWeight) {
-        assert_eq!((weight.rows, weight.cols), (packed.out_features, packed.in_features));
+    pub(crate) fn pack_weight(&self, weight: Mat, packed: &mut PackedWeight) {
+        assert_eq!(
+            (weight.rows, weight.cols),
+            (packed.out_features, packed.in_features)
+        );
         weight.check();
         let (isa, bf16) = (self.isa, packed.precision == Precision::Bf16);
         let per_panel = packed.nt.depth * PANEL;
@@ -410,18 +435,6 @@ impl Cpu {
         });
     }
 
-    pub fn matmul_nt(&self, x: Mat, w: &PackedWeight, y: MatMut, add: bool) {
-        self.grouped_nt(x, std::slice::from_ref(w), &[0, x.rows as u32], y, add);
-    }
-
-    pub fn matmul_nn(&self, dy: Mat, w: &PackedWeight, dx: MatMut, add: bool) {
-        self.grouped_nn(dy, std::slice::from_ref(w), &[0, dy.rows as u32], dx, add);
-    }
-
-    pub fn matmul_tn(&self, dy: Mat, x: Mat, precision: Precision, dw: &mut [f32], add: bool) {
-        self.grouped_tn(dy, x, &[0, dy.rows as u32], precision, dw, add);
-    }
-
     /// y (+)= x wᵀ for each group: group g takes rows `offsets[g]..offsets[g + 1]`.
     pub(crate) fn grouped_nt(
         &self,
@@ -431,7 +444,9 @@ impl Cpu {
         y: MatMut,
         add: bool,
     ) {
-        self.by_rows(x, w, offsets, y, add, |w| (&w.nt, w.in_features, w.out_features));
+        self.by_rows(x, w, offsets, y, add, |w| {
+            (&w.nt, w.in_features, w.out_features)
+        });
     }
 
     /// dx (+)= dy w for each group of rows.
@@ -443,7 +458,9 @@ impl Cpu {
         dx: MatMut,
         add: bool,
     ) {
-        self.by_rows(dy, w, offsets, dx, add, |w| (&w.nn, w.out_features, w.in_features));
+        self.by_rows(dy, w, offsets, dx, add, |w| {
+            (&w.nn, w.out_features, w.in_features)
+        });
     }
 
     fn by_rows(
@@ -456,7 +473,10 @@ impl Cpu {
         side: impl Fn(&PackedWeight) -> (&Panels, usize, usize),
     ) {
         assert_eq!(offsets.len(), w.len() + 1, "offsets of {} groups", w.len());
-        assert_eq!((offsets[0] as usize, offsets[w.len()] as usize), (0, x.rows));
+        assert_eq!(
+            (offsets[0] as usize, offsets[w.len()] as usize),
+            (0, x.rows)
+        );
         assert_eq!(x.rows, y.rows, "rows of x and y");
         x.check();
         y.check();
@@ -477,7 +497,11 @@ impl Cpu {
                 k,
             }
         });
-        self.multiply(w.first().map_or(Precision::F32, |w| w.precision), &products.collect::<Vec<_>>(), add);
+        self.multiply(
+            w.first().map_or(Precision::F32, |w| w.precision),
+            &products.collect::<Vec<_>>(),
+            add,
+        );
     }
 
     /// dw[g] (+)= dyᵀ x over the rows of each group; `dw` is `[groups, dy.cols, x.cols]`.
@@ -537,7 +561,10 @@ impl Cpu {
             } else {
                 (&w.nn, w.out_features, w.in_features)
             };
-            assert!(columns <= y_step || w_is_single(h, y_step, columns), "heads of y overlap");
+            assert!(
+                columns <= y_step || w_is_single(h, y_step, columns),
+                "heads of y overlap"
+            );
             assert!(h * y_step + columns <= y_cols, "head {h} beyond y");
             Product {
                 a: x.columns(h * x_step, k),
@@ -553,25 +580,25 @@ impl Cpu {
         self.multiply(w[0].precision, &products.collect::<Vec<_>>(), add);
     }
 
-    /// For each head h: dw[h] (+)= (dy's columns)ᵀ (x's columns); `dw` is `[heads, n, k]` with
-    /// `dw_step` between heads.
+    /// For each head h: dw from `h * dw_step` += (`n` columns of dy)ᵀ (`k` columns of x), where
+    /// each operand comes with the distance between its heads' columns.
     #[allow(clippy::too_many_arguments)]
-    pub(crate) fn per_head_tn(
+    pub(crate) fn per_head_transposed(
         &self,
-        dy: Mat,
-        dy_step: usize,
+        (dy, dy_step): (Mat, usize),
         n: usize,
-        x: Mat,
-        x_step: usize,
+        (x, x_step): (Mat, usize),
         k: usize,
-        heads: usize,
         precision: Precision,
         dw: &mut [f32],
         dw_step: usize,
-        add: bool,
     ) {
         assert_eq!(dy.rows, x.rows, "rows of dy and x");
-        assert!(dw_step >= n * k && dw.len() >= (heads - 1) * dw_step + n * k, "size of dw");
+        let heads = dw.len().div_ceil(dw_step);
+        assert!(
+            dw_step >= n * k && dw.len() >= (heads - 1) * dw_step + n * k,
+            "size of dw"
+        );
         dy.check();
         x.check();
         let c = dw.as_mut_ptr();
@@ -586,12 +613,15 @@ impl Cpu {
             columns: k,
             k: dy.rows,
         });
-        self.multiply(precision, &products.collect::<Vec<_>>(), add);
+        self.multiply(precision, &products.collect::<Vec<_>>(), true);
     }
 
     /// Runs the products; `add` starts each chain from c instead of zero.
     fn multiply(&self, precision: Precision, products: &[Product], add: bool) {
-        let mut scratch = self.scratch.lock().expect("no thread panics while it holds this lock");
+        let mut scratch = self
+            .scratch
+            .lock()
+            .expect("no thread panics while it holds this lock");
         let places = reserve(&mut scratch, precision, products);
         let lanes = self.prepare(precision, products, &places, &mut scratch, add);
         let run = item_function(self.isa, precision);
@@ -603,15 +633,24 @@ impl Cpu {
             let row_blocks = p.rows.div_ceil(ROW_BLOCK);
             let panels = p.columns.div_ceil(PANEL);
             // Panels are split only as far as rows alone do not give every thread work.
-            let groups = wanted.div_ceil((row_blocks * lanes.len()).max(1)).clamp(1, panels.max(1));
+            let groups = wanted
+                .div_ceil((row_blocks * lanes.len()).max(1))
+                .clamp(1, panels.max(1));
             let panel_group = panels.div_ceil(groups).max(1);
-            grids.push(Grid { first: items, row_blocks, panel_group });
+            grids.push(Grid {
+                first: items,
+                row_blocks,
+                panel_group,
+            });
             items += row_blocks * panels.div_ceil(panel_group);
         }
         let one = |i: usize| {
             let g = grids.partition_point(|g| g.first <= i) - 1;
             let (p, grid) = (&lanes[g], &grids[g]);
-            let (row_block, group) = ((i - grid.first) % grid.row_blocks, (i - grid.first) / grid.row_blocks);
+            let (row_block, group) = (
+                (i - grid.first) % grid.row_blocks,
+                (i - grid.first) / grid.row_blocks,
+            );
             let rows = row_block * ROW_BLOCK..p.rows.min((row_block + 1) * ROW_BLOCK);
             let panels = p.columns.div_ceil(PANEL);
             let panels = group * grid.panel_group..panels.min((group + 1) * grid.panel_group);
@@ -639,7 +678,11 @@ impl Cpu {
         let mut tasks = Vec::new();
         for (i, p) in products.iter().enumerate() {
             if bf16 {
-                let units = if p.a_transposed { precision.lanes(p.k) } else { p.rows };
+                let units = if p.a_transposed {
+                    precision.lanes(p.k)
+                } else {
+                    p.rows
+                };
                 tasks.extend((0..units.div_ceil(64)).map(|t| (i, false, t)));
             }
             if matches!(p.b, Right::Rows(_)) {
@@ -652,7 +695,9 @@ impl Cpu {
             let (p, place) = (&products[i], &places[i]);
             let depth = precision.lanes(p.k);
             if is_b {
-                let Right::Rows(b) = p.b else { unreachable!("only rows are packed here") };
+                let Right::Rows(b) = p.b else {
+                    unreachable!("only rows are packed here")
+                };
                 let start = place.b + t * depth * PANEL;
                 // SAFETY: one panel per task.
                 let panel = unsafe { shared.slice(start..start + depth * PANEL) };
@@ -662,7 +707,11 @@ impl Cpu {
                     let start = place.a + lane * p.rows;
                     // SAFETY: one lane row per step, lanes of a task disjoint from others'.
                     let out = unsafe { shared.slice(start..start + p.rows) };
-                    let odd = if 2 * lane + 1 < p.k { p.a.row(2 * lane + 1) } else { &[] };
+                    let odd = if 2 * lane + 1 < p.k {
+                        p.a.row(2 * lane + 1)
+                    } else {
+                        &[]
+                    };
                     lanes_nn(isa, p.a.row(2 * lane), odd, true, out);
                 }
             } else {
@@ -698,7 +747,18 @@ impl Cpu {
             };
             let (c, c_stride) = (p.c, p.c_stride);
             let (rows, columns) = (p.rows, p.columns);
-            Lanes { a, row_step, lane_step, b, c, c_stride, rows, columns, depth, accumulate }
+            Lanes {
+                a,
+                row_step,
+                lane_step,
+                b,
+                c,
+                c_stride,
+                rows,
+                columns,
+                depth,
+                accumulate,
+            }
         });
         lanes.collect()
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Chance, Purpose};
+use crate::{Backend, Chance, Purpose};
 
 fn random(seed: u64, n: usize) -> Vec<f32> {
     let chance = Chance::new(seed, Purpose::InitialWeights);
@@ -12,7 +12,13 @@ fn bf16(x: f32) -> f32 {
 
 /// The chain of one element, in three lines, as `design.md` states it.
 fn chain(a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32, k: usize, p: Precision) -> f32 {
-    let flush = |x: f32| if x.abs() < f32::MIN_POSITIVE { 0.0f32.copysign(x) } else { x };
+    let flush = |x: f32| {
+        if x.abs() < f32::MIN_POSITIVE {
+            0.0f32.copysign(x)
+        } else {
+            x
+        }
+    };
     match p {
         Precision::F32 => (0..k).fold(0.0, |c, i| a(i).mul_add(b(i), c)),
         Precision::Bf16 => (0..k.div_ceil(2)).fold(0.0, |c, i| {
@@ -25,7 +31,8 @@ fn chain(a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32, k: usize, p: Precis
 
 fn machines() -> Vec<Cpu> {
     let isas = Isa::available().into_iter();
-    isas.flat_map(|isa| [1, 2, 3].map(|threads| Cpu::new(threads, isa))).collect()
+    isas.flat_map(|isa| [1, 2, 3].map(|threads| Cpu::new(threads, isa)))
+        .collect()
 }
 
 /// (tokens, in_features, out_features): edges of tiles, panels and depth blocks.
@@ -52,8 +59,20 @@ fn every_product_is_its_three_line_chain_bit_for_bit() {
                 let all = [0, t as u32];
                 let (mut y, mut dx) = (vec![9.0; t * n], vec![9.0; t * k]);
                 let mut dw = vec![9.0; n * k];
-                cpu.grouped_nt(Mat::new(&x, k), w_group, &all, MatMut::new(&mut y, n), false);
-                cpu.grouped_nn(Mat::new(&dy, n), w_group, &all, MatMut::new(&mut dx, k), false);
+                cpu.grouped_nt(
+                    Mat::new(&x, k),
+                    w_group,
+                    &all,
+                    MatMut::new(&mut y, n),
+                    false,
+                );
+                cpu.grouped_nn(
+                    Mat::new(&dy, n),
+                    w_group,
+                    &all,
+                    MatMut::new(&mut dx, k),
+                    false,
+                );
                 let (dy, x) = (Mat::new(&dy, n), Mat::new(&x, k));
                 cpu.grouped_tn(dy, x, &all, precision, &mut dw, false);
                 let label = format!("{t}x{k}x{n} {precision:?} {} x{}", cpu.isa(), cpu.threads());
@@ -108,7 +127,12 @@ fn a_grouped_product_is_its_groups_one_by_one_and_adding_continues_the_chain() {
                 assert_eq!(one, dw[g * n * k..(g + 1) * n * k]);
             }
             let now = [y, dx, dw];
-            assert_eq!(whole.get_or_insert_with(|| now.clone()), &now, "{}", cpu.isa());
+            assert_eq!(
+                whole.get_or_insert_with(|| now.clone()),
+                &now,
+                "{}",
+                cpu.isa()
+            );
         }
     }
 }
@@ -138,13 +162,17 @@ fn products_per_head_read_and_write_their_own_columns() {
             cpu.per_head(xm, 12, &weights, false, out, b, false);
             let mut dw = vec![0.0; heads * a * b];
             let ym = Mat::new(&y, heads * b);
-            cpu.per_head_tn(xm, 12, a, ym, b, b, heads, precision, &mut dw, a * b, false);
+            cpu.per_head_transposed((xm, 12), a, (ym, b), b, precision, &mut dw, a * b);
             for h in 0..heads {
                 for (r, c) in (0..t).flat_map(|r| (0..b).map(move |c| (r, c))) {
                     let wh = &w[h * a * b..];
-                    let want =
-                        chain(|i| xm.row(r)[h * 12 + i], |i| wh[i * b + c], a, precision);
-                    assert_eq!(ym.row(r)[h * b + c].to_bits(), want.to_bits(), "{}", cpu.isa());
+                    let want = chain(|i| xm.row(r)[h * 12 + i], |i| wh[i * b + c], a, precision);
+                    assert_eq!(
+                        ym.row(r)[h * b + c].to_bits(),
+                        want.to_bits(),
+                        "{}",
+                        cpu.isa()
+                    );
                 }
                 for (r, c) in (0..a).flat_map(|r| (0..b).map(move |c| (r, c))) {
                     let (l, m) = (|i| xm.row(i)[h * 12 + r], |i| ym.row(i)[h * b + c]);
@@ -162,7 +190,15 @@ fn products_per_head_read_and_write_their_own_columns() {
 fn bf16_dot_products_agree_on_all_instruction_sets_for_extreme_values() {
     let bits = |i: u32| {
         let x = Chance::new(u64::from(i), Purpose::Shuffle).bits(0, 0)[0];
-        let special = [0, 0x8000_0000, 1, 0x8000_0001, 0x0080_0000, 0x007f_ffff, 0x0001_0000];
+        let special = [
+            0,
+            0x8000_0000,
+            1,
+            0x8000_0001,
+            0x0080_0000,
+            0x007f_ffff,
+            0x0001_0000,
+        ];
         match i % 4 {
             0 => f32::from_bits(special[(x % 7) as usize]),
             // Products of these reach far below the smallest normal number.
@@ -181,10 +217,22 @@ fn bf16_dot_products_agree_on_all_instruction_sets_for_extreme_values() {
         let mut y = vec![0.0; t * n];
         let all = [0, t as u32];
         let out = MatMut::new(&mut y, n);
-        cpu.grouped_nt(Mat::new(&x, k), std::slice::from_ref(&packed), &all, out, false);
+        cpu.grouped_nt(
+            Mat::new(&x, k),
+            std::slice::from_ref(&packed),
+            &all,
+            out,
+            false,
+        );
         let now: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
         let want = first.get_or_insert_with(|| now.clone());
         let differ = now.iter().zip(&*want).filter(|(a, b)| a != b).count();
-        assert_eq!(differ, 0, "{} differs from the oracle in {differ} of {}", cpu.isa(), t * n);
+        assert_eq!(
+            differ,
+            0,
+            "{} differs from the oracle in {differ} of {}",
+            cpu.isa(),
+            t * n
+        );
     }
 }

@@ -55,7 +55,10 @@ impl Isa {
 
     /// The instruction sets of this machine, slowest first.
     pub fn available() -> Vec<Isa> {
-        Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+        Isa::ALL
+            .into_iter()
+            .filter(|isa| isa.is_available())
+            .collect()
     }
 
     /// The fastest instruction set of this machine.
@@ -74,16 +77,26 @@ impl FromStr for Isa {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Isa, String> {
-        let isa = Isa::ALL.into_iter().find(|isa| isa.name() == s).ok_or_else(|| {
-            format!("unknown instruction set `{s}`; one of portable, avx2, avx512, avx512bf16")
-        })?;
+        let isa = Isa::ALL
+            .into_iter()
+            .find(|isa| isa.name() == s)
+            .ok_or_else(|| {
+                format!("unknown instruction set `{s}`; one of portable, avx2, avx512, avx512bf16")
+            })?;
         if !isa.is_available() {
-            return Err(format!("this machine has no {s}; it has: {}", available_names()));
+            return Err(format!(
+                "this machine has no {s}; it has: {}",
+                available_names()
+            ));
         }
         Ok(isa)
     }
 }
 
 fn available_names() -> String {
-    Isa::available().iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ")
+    Isa::available()
+        .iter()
+        .map(|isa| isa.name())
+        .collect::<Vec<_>>()
+        .join(", ")
 }

@@ -81,12 +81,19 @@ mod tests {
         for i in -4000..4000 {
             let x = f64::from(i) * 0.1737;
             let e = exp(x);
-            assert!((e - x.exp()).abs() <= 1e-13 * x.exp(), "exp {x}: {e} {}", x.exp());
+            assert!(
+                (e - x.exp()).abs() <= 1e-13 * x.exp(),
+                "exp {x}: {e} {}",
+                x.exp()
+            );
             let (s, c) = sin_cos(x * 100.0);
             assert!((s - (x * 100.0).sin()).abs() < 1e-11, "sin {x}");
             assert!((c - (x * 100.0).cos()).abs() < 1e-11, "cos {x}");
             let y = x.abs() + 1e-9;
-            assert!((ln(y) - y.ln()).abs() <= 1e-13 * y.ln().abs().max(1e-2), "ln {y}");
+            assert!(
+                (ln(y) - y.ln()).abs() <= 1e-13 * y.ln().abs().max(1e-2),
+                "ln {y}"
+            );
         }
         assert_eq!(ln(0.0), f64::NEG_INFINITY);
         assert_eq!(ln(1.0), 0.0);

@@ -1,6 +1,7 @@
 //! One file per op: its forward and its backward.
 
 pub(crate) mod attention;
+pub(crate) mod copy;
 pub(crate) mod embedding;
 pub(crate) mod experts;
 pub(crate) mod head;

@@ -74,7 +74,10 @@ impl Pool {
         // SAFETY: only the lifetime is erased; this function outlives every use of the job.
         let job = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(job) };
         {
-            let mut slot = shared.job.lock().expect("no thread panics while it holds this lock");
+            let mut slot = shared
+                .job
+                .lock()
+                .expect("no thread panics while it holds this lock");
             *slot = Some(SendJob(job));
             shared.next.store(0, Ordering::Relaxed);
             shared.items.store(items, Ordering::Relaxed);
@@ -91,13 +94,19 @@ impl Pool {
         if let Err(panic) = outcome {
             std::panic::resume_unwind(panic);
         }
-        assert_eq!(shared.panicked.swap(0, Ordering::Relaxed), 0, "a kernel thread panicked");
+        assert_eq!(
+            shared.panicked.swap(0, Ordering::Relaxed),
+            0,
+            "a kernel thread panicked"
+        );
     }
 
     /// Splits `0..len` into ranges of `chunk` (the last may be shorter) and calls `f` on each.
     /// The chunk is the caller's and fixed, so a reduction over a range has a fixed order.
     pub fn run_chunks(&self, len: usize, chunk: usize, f: impl Fn(std::ops::Range<usize>) + Sync) {
-        self.run(len.div_ceil(chunk), |i| f(i * chunk..len.min((i + 1) * chunk)));
+        self.run(len.div_ceil(chunk), |i| {
+            f(i * chunk..len.min((i + 1) * chunk))
+        });
     }
 }
 
@@ -144,9 +153,15 @@ fn work(shared: &Shared) {
             std::hint::spin_loop();
         }
         let job = {
-            let mut slot = shared.job.lock().expect("no thread panics while it holds this lock");
+            let mut slot = shared
+                .job
+                .lock()
+                .expect("no thread panics while it holds this lock");
             while shared.epoch.load(Ordering::Acquire) == seen {
-                slot = shared.wake.wait(slot).expect("no thread panics while it holds this lock");
+                slot = shared
+                    .wake
+                    .wait(slot)
+                    .expect("no thread panics while it holds this lock");
             }
             *slot
         };
@@ -157,7 +172,8 @@ fn work(shared: &Shared) {
         if let Some(SendJob(job)) = job {
             // SAFETY: the caller waits in `run` until `running` is zero.
             let f = unsafe { &*job };
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| claim(shared, f)));
+            let outcome =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| claim(shared, f)));
             if outcome.is_err() {
                 shared.panicked.fetch_add(1, Ordering::Relaxed);
             }
@@ -182,7 +198,11 @@ impl<T> SharedMut<T> {
     /// No two threads may hold overlapping ranges at one time.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice(&self, range: std::ops::Range<usize>) -> &mut [T] {
-        assert!(range.start <= range.end && range.end <= self.1, "{range:?} of {}", self.1);
+        assert!(
+            range.start <= range.end && range.end <= self.1,
+            "{range:?} of {}",
+            self.1
+        );
         // SAFETY: in bounds by the assertion, disjoint by contract.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
     }

@@ -61,13 +61,13 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn dot_bf16(acc: Self::V, a: *const u32, b: *const u32) -> Self::V;
 }
 
-/// e^x to within two units in the last place; 0 below -87.3, finite above 88.
+/// e^x to within two units in the last place; 0 below -87.3, finite above 88, NaN of NaN.
 #[inline(always)]
 pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     // SAFETY: the caller has the instruction set of S.
     unsafe {
         let low = S::splat(-87.3);
-        let clamped = S::min(S::max(x, low), S::splat(88.0));
+        let clamped = S::min(S::splat(88.0), S::max(low, x));
         let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
         // ln 2 in two parts: the first has few bits, so that n * LN2_HIGH is exact.
         let r = S::fma(n, S::splat(-0.693_359_375), clamped);
@@ -104,7 +104,11 @@ fn lanes(f: impl Fn(usize) -> f32) -> [f32; LANES] {
 }
 
 fn flush(x: f32) -> f32 {
-    if x.abs() < MIN_NORMAL { 0.0f32.copysign(x) } else { x }
+    if x.abs() < MIN_NORMAL {
+        0.0f32.copysign(x)
+    } else {
+        x
+    }
 }
 
 impl Simd for Portable {
@@ -176,7 +180,8 @@ impl Simd for Portable {
         v[0]
     }
     unsafe fn greatest(a: Self::V) -> f32 {
-        a.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
+        a.into_iter()
+            .fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
     }
     unsafe fn dot_bf16(acc: Self::V, a: *const u32, b: *const u32) -> Self::V {
         // SAFETY: the caller vouches for one pair at a and sixteen at b.
@@ -237,3 +242,54 @@ macro_rules! simd_fn {
     };
 }
 pub(crate) use simd_fn;
+
+/// Runs `$body` for every vector of `0..$n`: `$c` is its first element, `$m` how many of its lanes
+/// are elements. The body is compiled twice, so that full vectors become plain loads and stores and
+/// the last one masked, while the arithmetic is one text. (A closure would lose the instruction
+/// set.)
+macro_rules! for_vectors {
+    ($c:ident, $m:ident in $n:expr, $body:block) => {{
+        let n: usize = $n;
+        let mut $c = 0;
+        while $c + $crate::simd::LANES <= n {
+            let $m = $crate::simd::LANES;
+            $body
+            $c += $crate::simd::LANES;
+        }
+        if $c < n {
+            let $m = n - $c;
+            $body
+        }
+    }};
+}
+pub(crate) use for_vectors;
+
+/// Sum of a[i] * b[i] in f32: vector v goes to accumulator v % 4, and the four are joined in one
+/// tree, so that the result is a function of the n products alone.
+///
+/// # Safety
+/// `n` floats must stand at both pointers, and the instruction set of S must be there.
+#[inline(always)]
+pub(crate) unsafe fn dot<S: Simd>(a: *const f32, b: *const f32, n: usize) -> f32 {
+    // SAFETY: lanes at or beyond n are neither read nor dereferenced.
+    unsafe {
+        let mut acc = [S::splat(0.0); 4];
+        let mut c = 0;
+        while c + 4 * LANES <= n {
+            for (k, acc) in acc.iter_mut().enumerate() {
+                let at = c + k * LANES;
+                *acc = S::fma(S::load(a.add(at)), S::load(b.add(at)), *acc);
+            }
+            c += 4 * LANES;
+        }
+        if c < n {
+            for (k, acc) in acc.iter_mut().enumerate() {
+                let at = c + k * LANES;
+                let m = n.saturating_sub(at);
+                let x = S::load_first(a.wrapping_add(at), m);
+                *acc = S::fma(x, S::load_first(b.wrapping_add(at), m), *acc);
+            }
+        }
+        S::sum(S::add(S::add(acc[0], acc[1]), S::add(acc[2], acc[3])))
+    }
+}

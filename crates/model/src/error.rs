@@ -14,15 +14,26 @@ pub enum Error {
     /// model.
     Usage(String),
     /// A field of `config.json`, or of a configuration made in code (`path` is `None`).
-    Config { path: Option<PathBuf>, field: String, message: String },
+    Config {
+        path: Option<PathBuf>,
+        field: String,
+        message: String,
+    },
     /// An input file that is missing, truncated or malformed.
     File { path: PathBuf, message: String },
     /// Weights that do not fit the configuration: every difference, one line each.
-    Mismatch { path: PathBuf, differences: Vec<String> },
+    Mismatch {
+        path: PathBuf,
+        differences: Vec<String>,
+    },
     /// Disk or memory ran out.
     Resources { path: PathBuf, message: String },
     /// A write failed for a reason other than lack of room.
-    Write { path: PathBuf, action: &'static str, source: std::io::Error },
+    Write {
+        path: PathBuf,
+        action: &'static str,
+        source: std::io::Error,
+    },
 }
 
 impl Error {
@@ -38,19 +49,32 @@ impl Error {
     }
 
     pub(crate) fn file(path: &Path, message: impl Into<String>) -> Error {
-        Error::File { path: path.to_path_buf(), message: message.into() }
+        Error::File {
+            path: path.to_path_buf(),
+            message: message.into(),
+        }
     }
 
     pub(crate) fn field(field: &str, message: impl Into<String>) -> Error {
-        Error::Config { path: None, field: field.to_string(), message: message.into() }
+        Error::Config {
+            path: None,
+            field: field.to_string(),
+            message: message.into(),
+        }
     }
 
     /// Says which file a configuration error came from; other errors know already.
     pub(crate) fn in_file(self, file: &Path) -> Error {
         match self {
-            Error::Config { path: None, field, message } => {
-                Error::Config { path: Some(file.to_path_buf()), field, message }
-            }
+            Error::Config {
+                path: None,
+                field,
+                message,
+            } => Error::Config {
+                path: Some(file.to_path_buf()),
+                field,
+                message,
+            },
             other => other,
         }
     }
@@ -60,7 +84,11 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Usage(message) => f.write_str(message),
-            Error::Config { path, field, message } => {
+            Error::Config {
+                path,
+                field,
+                message,
+            } => {
                 match path {
                     Some(path) => write!(f, "{}: ", path.display())?,
                     None => f.write_str("model configuration: ")?,
@@ -74,8 +102,16 @@ impl fmt::Display for Error {
                 write!(f, "{}: {message}", path.display())
             }
             Error::Mismatch { path, differences } => fmt_mismatch(f, path, differences),
-            Error::Write { path, action, source } => {
-                write!(f, "{}: {action} failed: {source}; nothing was replaced", path.display())
+            Error::Write {
+                path,
+                action,
+                source,
+            } => {
+                write!(
+                    f,
+                    "{}: {action} failed: {source}; check that the place exists and is writable",
+                    path.display()
+                )
             }
         }
     }
@@ -83,7 +119,11 @@ impl fmt::Display for Error {
 
 fn fmt_mismatch(f: &mut fmt::Formatter<'_>, path: &Path, differences: &[String]) -> fmt::Result {
     let count = differences.len();
-    let noun = if count == 1 { "difference" } else { "differences" };
+    let noun = if count == 1 {
+        "difference"
+    } else {
+        "differences"
+    };
     write!(
         f,
         "{}: the weights do not fit config.json, {count} {noun}; check that both files belong to \
@@ -112,7 +152,11 @@ impl std::error::Error for Error {
 /// so that a hostile name of megabytes cannot flood the terminal.
 pub(crate) fn shown(name: &str) -> String {
     const LONGEST: usize = 160;
-    let mut escaped: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    let mut escaped: String = name
+        .chars()
+        .take(LONGEST)
+        .flat_map(char::escape_debug)
+        .collect();
     if name.chars().nth(LONGEST).is_some() {
         escaped.push('…');
     }

@@ -5,6 +5,7 @@
 //! caller passes a [`Draw`], so the same draws give the same problems and the same texts.
 #![forbid(unsafe_code)]
 
+mod completion;
 mod countdown;
 mod multiplication;
 mod split;
@@ -91,8 +92,8 @@ pub trait Task {
     /// How many words a completion may have, `<eos>` included.
     fn max_completion_tokens(&self) -> usize;
 
-    /// How many attempts the `Row` working needs at best, so that a caller can oversample the rarer,
-    /// harder problems. `None` where that style has no working for the problem.
+    /// How many attempts the `Row` working needs at best, so that a caller can oversample the
+    /// rarer, harder problems. `None` where that style has no working for the problem.
     fn attempts(&self, problem: &Problem) -> Option<usize>;
 
     /// Draws until a problem is of the training side.
@@ -114,7 +115,10 @@ fn draw_until<T: Task + ?Sized>(task: &T, draw: &mut Draw, held_out: bool) -> Pr
             return problem;
         }
     }
-    panic!("{}: 10,000 draws gave no problem with held_out = {held_out}", task.name());
+    panic!(
+        "{}: 10,000 draws gave no problem with held_out = {held_out}",
+        task.name()
+    );
 }
 
 /// A task name that nobody knows.
@@ -126,7 +130,11 @@ pub struct Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name: String = self.name.chars().take(60).collect();
-        write!(f, "task {name:?} is unknown; known tasks: {}", TASK_NAMES.join(", "))
+        write!(
+            f,
+            "task {name:?} is unknown; known tasks: {}",
+            TASK_NAMES.join(", ")
+        )
     }
 }
 
@@ -154,6 +162,10 @@ pub fn task_by_name(name: &str) -> Result<Box<dyn Task>, Error> {
         "multiplication2x1" => Box::new(Multiplication::new(2, 1)),
         "multiplication2x2" => Box::new(Multiplication::new(2, 2)),
         "multiplication3x3" => Box::new(Multiplication::new(3, 3)),
-        _ => return Err(Error { name: name.to_string() }),
+        _ => {
+            return Err(Error {
+                name: name.to_string(),
+            });
+        }
     })
 }

@@ -3,7 +3,9 @@
 /// True for about one in ten. Equal `values` (order included) always fall on the same side, so
 /// callers sort what may be shown in several orders. `salt` keeps tasks apart.
 pub(crate) fn is_held_out(salt: u64, values: impl IntoIterator<Item = u32>) -> bool {
-    let hash = values.into_iter().fold(mix(salt), |hash, value| mix(hash ^ u64::from(value)));
+    let hash = values
+        .into_iter()
+        .fold(mix(salt), |hash, value| mix(hash ^ u64::from(value)));
     hash.is_multiple_of(10)
 }
 
@@ -24,7 +26,10 @@ mod tests {
     fn mix_is_splitmix64() {
         let gamma = 0x9e37_79b9_7f4a_7c15_u64;
         assert_eq!(mix(1_234_567), 6_457_827_717_110_365_317);
-        assert_eq!(mix(1_234_567_u64.wrapping_add(gamma)), 3_203_168_211_198_807_973);
+        assert_eq!(
+            mix(1_234_567_u64.wrapping_add(gamma)),
+            3_203_168_211_198_807_973
+        );
     }
 
     #[test]

@@ -16,13 +16,20 @@ pub const THINK_CLOSE: &str = "</think>";
 pub const SPECIAL_WORDS: [&str; 5] = [PAD, EOS, UNK, THINK_OPEN, THINK_CLOSE];
 
 /// The words after the numbers and the special words. `~`: no usable value. `x`: a dead end.
-/// `try`: start again. `;` `:` `=`: punctuation of worked steps. `?` is not used yet.
-const SYMBOLS: [&str; 13] = ["+", "-", "*", "/", "=", "~", "x", "(", ")", ";", "?", "try", ":"];
+/// `try`: start again. `;` `:` `=`: punctuation of worked steps. `(` `)`: answers as expressions.
+const SYMBOLS: [&str; 13] = [
+    "+", "-", "*", "/", "=", "~", "x", "(", ")", ";", "?", "try", ":",
+];
 
 /// All words in the order of their ids: `0..=999`, the special words, symbols, then reserved words.
 pub fn vocabulary() -> Vec<String> {
     let mut words: Vec<String> = (0..=LARGEST_NUMBER).map(|n| n.to_string()).collect();
-    words.extend(SPECIAL_WORDS.iter().chain(&SYMBOLS).map(|word| word.to_string()));
+    words.extend(
+        SPECIAL_WORDS
+            .iter()
+            .chain(&SYMBOLS)
+            .map(|word| word.to_string()),
+    );
     let reserved = VOCABULARY_SIZE - words.len();
     words.extend((0..reserved).map(|n| format!("<reserved_{n}>")));
     words

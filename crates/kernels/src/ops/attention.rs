@@ -24,7 +24,11 @@ pub enum KeyRows<'a> {
     Packed,
     /// In blocks of a cache: row `table[p / block_size] * block_size + p % block_size` for position
     /// p, with `blocks_per_sequence` entries of `tables` for each sequence.
-    Blocks { tables: &'a [u32], blocks_per_sequence: usize, block_size: usize },
+    Blocks {
+        tables: &'a [u32],
+        blocks_per_sequence: usize,
+        block_size: usize,
+    },
 }
 
 /// The sequences of a packed batch.
@@ -179,19 +183,31 @@ fn items(sequences: &Sequences, shape: &Heads, rows: usize, whole: bool) -> Vec<
     let count = sequences.context_lens.len();
     assert_eq!(sequences.cu_seqlens.len(), count + 1, "cu_seqlens");
     assert_eq!(sequences.cu_seqlens[count] as usize, rows, "queries");
-    let block = if whole { usize::MAX } else { (SCORE_ROWS / shape.group()).max(1) };
+    let block = if whole {
+        usize::MAX
+    } else {
+        (SCORE_ROWS / shape.group()).max(1)
+    };
     let mut items = Vec::new();
     for sequence in 0..count {
         let start = sequences.cu_seqlens[sequence] as usize;
         let end = sequences.cu_seqlens[sequence + 1] as usize;
         let context = sequences.context_lens[sequence] as usize;
-        assert!(end - start <= context, "sequence {sequence}: more queries than keys");
+        assert!(
+            end - start <= context,
+            "sequence {sequence}: more queries than keys"
+        );
         let mut first = start;
         while first < end {
             let last = end.min(first.saturating_add(block));
             let position = context - (end - first);
             for kv_head in 0..shape.kv_heads {
-                items.push(Item { sequence, kv_head, queries: first..last, position });
+                items.push(Item {
+                    sequence,
+                    kv_head,
+                    queries: first..last,
+                    position,
+                });
             }
             first = last;
         }
@@ -214,14 +230,23 @@ fn key_rows<'a>(
             let start = sequences.cu_seqlens[item.sequence] as usize;
             source.rows(start..start + count).columns(column, width)
         }
-        KeyRows::Blocks { tables, blocks_per_sequence, block_size } => {
+        KeyRows::Blocks {
+            tables,
+            blocks_per_sequence,
+            block_size,
+        } => {
             buffer.clear();
             let table = &tables[item.sequence * blocks_per_sequence..][..blocks_per_sequence];
             for p in 0..count {
                 let row = table[p / block_size] as usize * block_size + p % block_size;
                 buffer.extend_from_slice(&source.row(row)[column..column + width]);
             }
-            Mat { data: buffer, rows: count, cols: width, stride: width }
+            Mat {
+                data: buffer,
+                rows: count,
+                cols: width,
+                stride: width,
+            }
         }
     }
 }
@@ -260,7 +285,12 @@ impl RowPlaces {
     fn new(item: &Item, shape: &Heads, stride: usize, width: usize) -> RowPlaces {
         let group = shape.group();
         let start = item.queries.start * stride + item.kv_head * group * width;
-        RowPlaces { start, stride, width, group }
+        RowPlaces {
+            start,
+            stride,
+            width,
+            group,
+        }
     }
 
     fn at(&self, r: usize) -> usize {
@@ -305,7 +335,9 @@ fn product(
         return;
     }
     for head in 0..group {
-        lanes.a = a.wrapping_add(a_places.start + head * a_places.width).cast();
+        lanes.a = a
+            .wrapping_add(a_places.start + head * a_places.width)
+            .cast();
         lanes.row_step = a_places.stride;
         lanes.c = c.wrapping_add(c_places.start + head * c_places.width);
         lanes.c_stride = c_places.stride;
@@ -343,7 +375,11 @@ pub(crate) fn attention(
     stats: &mut [f32],
 ) {
     check(shape, sequences, &q, &k, &v);
-    assert_eq!((out.rows, out.cols), (q.rows, shape.heads * shape.v_dim), "shape of out");
+    assert_eq!(
+        (out.rows, out.cols),
+        (q.rows, shape.heads * shape.v_dim),
+        "shape of out"
+    );
     assert_eq!(stats.len(), q.rows * shape.heads * 2, "size of stats");
     out.check();
     let items = items(sequences, shape, q.rows, false);
@@ -356,8 +392,15 @@ pub(crate) fn attention(
             let (keys, group) = (item.keys(), shape.group());
             let rows = item.queries.len() * group;
             let padded = keys.next_multiple_of(PANEL);
-            let Scratch { keys: gathered, values, key_panels, value_panels, scores, inverse_sums, .. } =
-                scratch;
+            let Scratch {
+                keys: gathered,
+                values,
+                key_panels,
+                value_panels,
+                scores,
+                inverse_sums,
+                ..
+            } = scratch;
             let (kd, vd) = (shape.qk_dim, shape.v_dim);
             let kh = item.kv_head;
             let k = key_rows(k, sequences, item, keys, kh * kd, kd, gathered);
@@ -366,9 +409,24 @@ pub(crate) fn attention(
             panels_of_columns(isa, v, value_panels);
             scores.resize(rows * padded, 0.0);
             let q_places = RowPlaces::new(item, shape, q.stride, kd);
-            let s_places = RowPlaces { start: 0, stride: group * padded, width: padded, group };
+            let s_places = RowPlaces {
+                start: 0,
+                stride: group * padded,
+                width: padded,
+                group,
+            };
             let s = scores.as_mut_ptr();
-            product(isa, q.data.as_ptr(), q_places, key_panels, s, s_places, rows, padded, kd);
+            product(
+                isa,
+                q.data.as_ptr(),
+                q_places,
+                key_panels,
+                s,
+                s_places,
+                rows,
+                padded,
+                kd,
+            );
             let out_places = RowPlaces::new(item, shape, out_stride, vd);
             inverse_sums.clear();
             for (r, row) in scores.chunks_exact_mut(padded).take(rows).enumerate() {
@@ -381,7 +439,17 @@ pub(crate) fn attention(
                 unsafe { stats.slice(at..at + 2) }.copy_from_slice(&[max, sum]);
             }
             let c = out.pointer();
-            product(isa, s, s_places, value_panels, c, out_places, rows, vd, keys);
+            product(
+                isa,
+                s,
+                s_places,
+                value_panels,
+                c,
+                out_places,
+                rows,
+                vd,
+                keys,
+            );
             for r in 0..rows {
                 let at = out_places.at(r);
                 // SAFETY: each row of out belongs to one item.
@@ -408,11 +476,17 @@ pub(crate) fn attention_backward(
     dv: MatMut,
 ) {
     check(shape, sequences, &q, &k, &v);
-    assert!(matches!(sequences.key_rows, KeyRows::Packed), "gradients need packed keys");
+    assert!(
+        matches!(sequences.key_rows, KeyRows::Packed),
+        "gradients need packed keys"
+    );
     assert_eq!((dq.rows, dq.cols), (q.rows, q.cols), "shape of dq");
     assert_eq!((dk.rows, dk.cols), (k.rows, k.cols), "shape of dk");
     assert_eq!((dv.rows, dv.cols), (v.rows, v.cols), "shape of dv");
-    assert_eq!((out.cols, dout.cols), (shape.heads * shape.v_dim, shape.heads * shape.v_dim));
+    assert_eq!(
+        (out.cols, dout.cols),
+        (shape.heads * shape.v_dim, shape.heads * shape.v_dim)
+    );
     for m in [&dq, &dk, &dv] {
         m.check();
     }
@@ -441,25 +515,54 @@ pub(crate) fn attention_backward(
             for first in whole.queries.clone().step_by(block) {
                 let last = whole.queries.end.min(first + block);
                 let position = first - start;
-                let item = Item { sequence: whole.sequence, kv_head: kh, queries: first..last, position };
+                let item = Item {
+                    sequence: whole.sequence,
+                    kv_head: kh,
+                    queries: first..last,
+                    position,
+                };
                 let keys = item.keys();
                 let rows = item.queries.len() * group;
                 let padded = keys.next_multiple_of(PANEL);
                 let k = k.rows(start..start + keys).columns(kh * kd, kd);
                 let v = v.rows(start..start + keys).columns(kh * vd, vd);
-                let Scratch { key_panels, value_panels, other_panels, scores, d_scores, .. } = scratch;
+                let Scratch {
+                    key_panels,
+                    value_panels,
+                    other_panels,
+                    scores,
+                    d_scores,
+                    ..
+                } = scratch;
                 panels_of_rows(isa, k, key_panels);
                 panels_of_rows(isa, v, value_panels);
                 scores.resize(rows * padded, 0.0);
                 d_scores.resize(rows * padded, 0.0);
-                let s_places = RowPlaces { start: 0, stride: group * padded, width: padded, group };
+                let s_places = RowPlaces {
+                    start: 0,
+                    stride: group * padded,
+                    width: padded,
+                    group,
+                };
                 let q_places = RowPlaces::new(&item, shape, q.stride, kd);
                 let o_places = RowPlaces::new(&item, shape, dout.stride, vd);
                 let (s, ds) = (scores.as_mut_ptr(), d_scores.as_mut_ptr());
                 let (qp, dop) = (q.data.as_ptr(), dout.data.as_ptr());
                 product(isa, qp, q_places, key_panels, s, s_places, rows, padded, kd);
-                product(isa, dop, o_places, value_panels, ds, s_places, rows, padded, vd);
-                let rows_of = scores.chunks_exact_mut(padded).zip(d_scores.chunks_exact_mut(padded));
+                product(
+                    isa,
+                    dop,
+                    o_places,
+                    value_panels,
+                    ds,
+                    s_places,
+                    rows,
+                    padded,
+                    vd,
+                );
+                let rows_of = scores
+                    .chunks_exact_mut(padded)
+                    .zip(d_scores.chunks_exact_mut(padded));
                 for (r, (row, d_row)) in rows_of.take(rows).enumerate() {
                     let seen = item.position + r / group + 1;
                     let t = item.queries.start + r / group;
@@ -472,12 +575,46 @@ pub(crate) fn attention_backward(
                 }
                 panels_of_columns(isa, k, key_panels);
                 let dq_places = RowPlaces::new(&item, shape, dq_stride, kd);
-                product(isa, ds, s_places, key_panels, dq.pointer(), dq_places, rows, kd, keys);
+                product(
+                    isa,
+                    ds,
+                    s_places,
+                    key_panels,
+                    dq.pointer(),
+                    dq_places,
+                    rows,
+                    kd,
+                    keys,
+                );
                 let to = |m: &SharedMut<f32>, stride: usize, width: usize| {
                     m.pointer().wrapping_add(start * stride + kh * width)
                 };
-                transposed_product(isa, s, padded, keys, dout, &item, shape, vd, to(&dv, dv_stride, vd), dv_stride, other_panels);
-                transposed_product(isa, ds, padded, keys, q, &item, shape, kd, to(&dk, dk_stride, kd), dk_stride, other_panels);
+                transposed_product(
+                    isa,
+                    s,
+                    padded,
+                    keys,
+                    dout,
+                    &item,
+                    shape,
+                    vd,
+                    to(&dv, dv_stride, vd),
+                    dv_stride,
+                    other_panels,
+                );
+                transposed_product(
+                    isa,
+                    ds,
+                    padded,
+                    keys,
+                    q,
+                    &item,
+                    shape,
+                    kd,
+                    to(&dk, dk_stride, kd),
+                    dk_stride,
+                    other_panels,
+                );
             }
         });
     });
@@ -508,7 +645,10 @@ fn transposed_product(
         for (r, lane) in panel.chunks_exact_mut(PANEL).enumerate() {
             let at = places.at(r) + j * PANEL;
             lane[n..].fill(0);
-            lane[..n].iter_mut().zip(&m.data[at..at + n]).for_each(|(l, x)| *l = x.to_bits());
+            lane[..n]
+                .iter_mut()
+                .zip(&m.data[at..at + n])
+                .for_each(|(l, x)| *l = x.to_bits());
         }
     }
     let lanes = Lanes {

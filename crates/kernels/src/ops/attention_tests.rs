@@ -3,18 +3,39 @@ use crate::{Chance, Purpose};
 
 fn random(seed: u64, n: usize) -> Vec<f32> {
     let chance = Chance::new(seed, Purpose::InitialWeights);
-    (0..n).map(|i| 0.7 * chance.normal(0, i as u32) as f32).collect()
+    (0..n)
+        .map(|i| 0.7 * chance.normal(0, i as u32) as f32)
+        .collect()
 }
 
 fn machines() -> Vec<Cpu> {
     let isas = Isa::available().into_iter();
-    isas.flat_map(|isa| [1, 2, 3].map(|threads| Cpu::new(threads, isa))).collect()
+    isas.flat_map(|isa| [1, 2, 3].map(|threads| Cpu::new(threads, isa)))
+        .collect()
 }
 
 const SHAPES: [Heads; 3] = [
-    Heads { heads: 4, kv_heads: 1, qk_dim: 20, v_dim: 16, scale: 0.3 },
-    Heads { heads: 3, kv_heads: 3, qk_dim: 9, v_dim: 5, scale: 0.4 },
-    Heads { heads: 4, kv_heads: 2, qk_dim: 33, v_dim: 34, scale: 0.2 },
+    Heads {
+        heads: 4,
+        kv_heads: 1,
+        qk_dim: 20,
+        v_dim: 16,
+        scale: 0.3,
+    },
+    Heads {
+        heads: 3,
+        kv_heads: 3,
+        qk_dim: 9,
+        v_dim: 5,
+        scale: 0.4,
+    },
+    Heads {
+        heads: 4,
+        kv_heads: 2,
+        qk_dim: 33,
+        v_dim: 34,
+        scale: 0.2,
+    },
 ];
 const LENGTHS: [u32; 5] = [1, 40, 7, 33, 64];
 
@@ -28,12 +49,20 @@ struct Case {
 
 fn case(shape: Heads) -> Case {
     let mut cu_seqlens = vec![0];
-    LENGTHS.iter().for_each(|l| cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + l));
+    LENGTHS
+        .iter()
+        .for_each(|l| cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + l));
     let t = cu_seqlens[LENGTHS.len()] as usize;
     let q = random(1, t * shape.heads * shape.qk_dim);
     let k = random(2, t * shape.kv_heads * shape.qk_dim);
     let v = random(3, t * shape.kv_heads * shape.v_dim);
-    Case { shape, cu_seqlens, q, k, v }
+    Case {
+        shape,
+        cu_seqlens,
+        q,
+        k,
+        v,
+    }
 }
 
 impl Case {
@@ -52,7 +81,11 @@ impl Case {
 
     fn packed(&self) -> Sequences<'_> {
         let key_rows = KeyRows::Packed;
-        Sequences { cu_seqlens: &self.cu_seqlens, context_lens: &LENGTHS, key_rows }
+        Sequences {
+            cu_seqlens: &self.cu_seqlens,
+            context_lens: &LENGTHS,
+            key_rows,
+        }
     }
 
     fn run(&self, cpu: &Cpu) -> (Vec<f32>, Vec<f32>) {
@@ -83,7 +116,12 @@ fn oracle(case: &Case, q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
             let sum: f64 = weights.iter().sum();
             out.extend((0..s.v_dim).map(|d| {
                 let value = |j: usize| v[((start + j) * s.kv_heads + kh) * s.v_dim + d];
-                weights.iter().enumerate().map(|(j, w)| w * value(j)).sum::<f64>() / sum
+                weights
+                    .iter()
+                    .enumerate()
+                    .map(|(j, w)| w * value(j))
+                    .sum::<f64>()
+                    / sum
             }));
         }
     }
@@ -120,9 +158,14 @@ fn chunks_over_a_block_table_equal_the_packed_document_bit_for_bit() {
         let (want, _) = case.run(&cpu);
         let (block_size, blocks) = (16, 4);
         // Blocks in a scattered order, each sequence with its own.
-        let tables: Vec<u32> = (0..LENGTHS.len() * blocks).map(|i| (i * 7 % 20) as u32).collect();
+        let tables: Vec<u32> = (0..LENGTHS.len() * blocks)
+            .map(|i| (i * 7 % 20) as u32)
+            .collect();
         let [q, k, v] = case.mats();
-        let (mut kc, mut vc) = (vec![f32::NAN; 20 * 16 * k.cols], vec![f32::NAN; 20 * 16 * v.cols]);
+        let (mut kc, mut vc) = (
+            vec![f32::NAN; 20 * 16 * k.cols],
+            vec![f32::NAN; 20 * 16 * v.cols],
+        );
         for (s, bounds) in case.cu_seqlens.windows(2).enumerate() {
             for (p, t) in (bounds[0] as usize..bounds[1] as usize).enumerate() {
                 let row = tables[s * blocks + p / 16] as usize * 16 + p % 16;
@@ -145,10 +188,16 @@ fn chunks_over_a_block_table_equal_the_packed_document_bit_for_bit() {
                     cu_seqlens.push(rows.len() as u32);
                     context_lens.push(last);
                 }
-                let key_rows =
-                    KeyRows::Blocks { tables: &tables, blocks_per_sequence: blocks, block_size };
-                let sequences =
-                    Sequences { cu_seqlens: &cu_seqlens, context_lens: &context_lens, key_rows };
+                let key_rows = KeyRows::Blocks {
+                    tables: &tables,
+                    blocks_per_sequence: blocks,
+                    block_size,
+                };
+                let sequences = Sequences {
+                    cu_seqlens: &cu_seqlens,
+                    context_lens: &context_lens,
+                    key_rows,
+                };
                 let width = shape.heads * shape.v_dim;
                 let mut out = vec![0.0; rows.len() * width];
                 let mut stats = vec![0.0; rows.len() * shape.heads * 2];
@@ -157,7 +206,11 @@ fn chunks_over_a_block_table_equal_the_packed_document_bit_for_bit() {
                 attention(&cpu, q, kc, vc, &shape, &sequences, to, &mut stats);
                 for (i, t) in rows.into_iter().enumerate() {
                     let want = &want[t * width..(t + 1) * width];
-                    assert_eq!(&out[i * width..(i + 1) * width], want, "chunk {chunk} from {from}");
+                    assert_eq!(
+                        &out[i * width..(i + 1) * width],
+                        want,
+                        "chunk {chunk} from {from}"
+                    );
                 }
             }
         }
@@ -173,8 +226,11 @@ fn backward_is_the_slope_of_the_formula_and_the_same_bits_everywhere() {
             let (out, stats) = case.run(cpu);
             let [q, k, v] = case.mats();
             let width = shape.heads * shape.v_dim;
-            let (mut dq, mut dk, mut dv) =
-                (vec![9.0; case.q.len()], vec![9.0; case.k.len()], vec![9.0; case.v.len()]);
+            let (mut dq, mut dk, mut dv) = (
+                vec![9.0; case.q.len()],
+                vec![9.0; case.k.len()],
+                vec![9.0; case.v.len()],
+            );
             let (out, dout) = (Mat::new(&out, width), Mat::new(&dout, width));
             let (a, b) = (MatMut::new(&mut dq, q.cols), MatMut::new(&mut dk, k.cols));
             let c = MatMut::new(&mut dv, v.cols);
@@ -200,7 +256,10 @@ fn backward_is_the_slope_of_the_formula_and_the_same_bits_everywhere() {
                 };
                 let want = (slope(1e-5) - slope(-1e-5)) / 2e-5;
                 let got = f64::from(first[which][i]);
-                assert!((got - want).abs() < 1e-5 * (1.0 + want.abs()), "{which} {i}: {got} {want}");
+                assert!(
+                    (got - want).abs() < 1e-5 * (1.0 + want.abs()),
+                    "{which} {i}: {got} {want}"
+                );
             }
         }
     }

@@ -7,7 +7,7 @@ use crate::mat::{Mat, MatMut};
 use crate::math;
 use crate::pool::SharedMut;
 use crate::simd::{LANES, simd_fn};
-use crate::{Isa, Precision};
+use crate::{Backend, Isa};
 
 /// Rows whose logits exist at one time. Even, so that bf16 pairs of rows never straddle chunks.
 const CHUNK: usize = 256;
@@ -70,7 +70,11 @@ pub(crate) fn logprobs(
     logprobs: &mut [f32],
     entropies: &mut [f32],
 ) {
-    assert_eq!((targets.len(), logprobs.len()), (logits.rows, logits.rows), "rows");
+    assert_eq!(
+        (targets.len(), logprobs.len()),
+        (logits.rows, logits.rows),
+        "rows"
+    );
     assert_eq!(entropies.len(), logits.rows, "entropies");
     let (lp, en) = (SharedMut::new(logprobs), SharedMut::new(entropies));
     cpu.pool.run_chunks(logits.rows, 16, |rows| {
@@ -81,6 +85,22 @@ pub(crate) fn logprobs(
                 lp.slice(i..i + 1)[0] = l;
                 en.slice(i..i + 1)[0] = e;
             }
+        }
+    });
+}
+
+/// Rows of logits become probabilities at a temperature, in place.
+pub(crate) fn softmax(cpu: &Cpu, logits: MatMut, temperature: f32) {
+    logits.check();
+    let (rows, cols, stride) = (logits.rows, logits.cols, logits.stride);
+    let shared = SharedMut::new(logits.data);
+    let inverse_temperature = 1.0 / temperature;
+    cpu.pool.run_chunks(rows, 16, |rows| {
+        for i in rows {
+            // SAFETY: row i belongs to this chunk alone.
+            let row = unsafe { shared.slice(i * stride..i * stride + cols) };
+            let (max, sum, _) = row_sums(cpu.isa, row, inverse_temperature);
+            scaled_softmax(cpu.isa, row, inverse_temperature, max, 1.0 / sum);
         }
     });
 }
@@ -148,7 +168,7 @@ pub(crate) fn head(
             let dhidden = g.dhidden.reborrow().rows(range);
             cpu.matmul_nn(d, weight, dhidden, false);
             assert_eq!(g.dweight.len(), vocab * width, "size of dweight");
-            cpu.matmul_tn(d, x, weight.precision(), g.dweight, true);
+            cpu.matmul_tn(d, x, weight.precision(), g.dweight);
         }
     }
 }
@@ -156,7 +176,7 @@ pub(crate) fn head(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Chance, Purpose};
+    use crate::{Chance, Precision, Purpose};
 
     fn random(seed: u64, n: usize) -> Vec<f32> {
         let chance = Chance::new(seed, Purpose::InitialWeights);
@@ -179,7 +199,10 @@ mod tests {
             let h = &h[i * d..(i + 1) * d];
             let logit = |j: usize| -> f64 {
                 let w = &w[j * d..(j + 1) * d];
-                h.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+                h.iter()
+                    .zip(w)
+                    .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                    .sum::<f64>()
                     / temperature
             };
             let s: Vec<f64> = (0..v).map(logit).collect();
@@ -219,11 +242,28 @@ mod tests {
                 };
                 let (hidden, logits) = (Mat::new(&h, d), &mut Vec::new());
                 let g = Some(gradient);
-                head(&cpu, hidden, &packed, &targets, temperature, logits, &mut lp, &mut en, g);
+                head(
+                    &cpu,
+                    hidden,
+                    &packed,
+                    &targets,
+                    temperature,
+                    logits,
+                    &mut lp,
+                    &mut en,
+                    g,
+                );
                 let mut all = vec![0.0; t * v];
                 cpu.matmul_nt(hidden, &packed, MatMut::new(&mut all, v), false);
                 let [mut lp2, mut en2] = [vec![0.0; t], vec![0.0; t]];
-                logprobs(&cpu, Mat::new(&all, v), &targets, temperature, &mut lp2, &mut en2);
+                logprobs(
+                    &cpu,
+                    Mat::new(&all, v),
+                    &targets,
+                    temperature,
+                    &mut lp2,
+                    &mut en2,
+                );
                 assert!((lp2 == lp) && (en2 == en), "whole logits and chunks differ");
                 let now = [lp, en, dh, dw];
                 for (which, (got, want)) in now.iter().zip(&want).enumerate() {
@@ -232,7 +272,10 @@ mod tests {
                         assert!((f64::from(*g) - w).abs() < bound, "{which} {i}: {g} {w}");
                     }
                 }
-                assert!(first.get_or_insert_with(|| now.clone()) == &now, "{isa} x{threads}");
+                assert!(
+                    first.get_or_insert_with(|| now.clone()) == &now,
+                    "{isa} x{threads}"
+                );
             }
         }
     }

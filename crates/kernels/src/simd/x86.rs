@@ -114,7 +114,12 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+        unsafe {
+            [
+                _mm256_fmadd_ps(a[0], b[0], c[0]),
+                _mm256_fmadd_ps(a[1], b[1], c[1]),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
@@ -129,12 +134,20 @@ impl Simd for Avx2 {
         unsafe {
             let low = _mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0]);
             let high = _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1]);
-            [_mm256_blendv_ps(f[0], t[0], low), _mm256_blendv_ps(f[1], t[1], high)]
+            [
+                _mm256_blendv_ps(f[0], t[0], low),
+                _mm256_blendv_ps(f[1], t[1], high),
+            ]
         }
     }
     #[inline(always)]
     unsafe fn round(a: Self::V) -> Self::V {
-        unsafe { [_mm256_round_ps::<ROUND_NEAREST>(a[0]), _mm256_round_ps::<ROUND_NEAREST>(a[1])] }
+        unsafe {
+            [
+                _mm256_round_ps::<ROUND_NEAREST>(a[0]),
+                _mm256_round_ps::<ROUND_NEAREST>(a[1]),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn scale_by_power(a: Self::V, n: Self::V) -> Self::V {
@@ -151,14 +164,20 @@ impl Simd for Avx2 {
     unsafe fn sum(a: Self::V) -> f32 {
         unsafe {
             let v = _mm256_add_ps(a[0], a[1]);
-            sum128(_mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)))
+            sum128(_mm_add_ps(
+                _mm256_castps256_ps128(v),
+                _mm256_extractf128_ps::<1>(v),
+            ))
         }
     }
     #[inline(always)]
     unsafe fn greatest(a: Self::V) -> f32 {
         unsafe {
             let v = _mm256_max_ps(a[0], a[1]);
-            greatest128(_mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)))
+            greatest128(_mm_max_ps(
+                _mm256_castps256_ps128(v),
+                _mm256_extractf128_ps::<1>(v),
+            ))
         }
     }
     #[inline(always)]
@@ -329,7 +348,10 @@ macro_rules! simd_avx512 {
                 unsafe {
                     let v =
                         _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
-                    sum128(_mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)))
+                    sum128(_mm_add_ps(
+                        _mm256_castps256_ps128(v),
+                        _mm256_extractf128_ps::<1>(v),
+                    ))
                 }
             }
             #[inline(always)]

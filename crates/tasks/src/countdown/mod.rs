@@ -21,6 +21,7 @@
 //!
 //! ```text
 //! 75 69 11 4 20 <think> 75 + 69 144 ; 144 11 4 20 = 20 4 16 24 80 5 144 11 133 155 ~ ~
+//!   x 20 11 9 31 220 ~ 144 4 140 148 576 36 x 20 144 124 164 ~ ~ 11 4 7 15 44 ~
 //!   try 75 - 11 64 ; 69 64 4 20 = 20 4 16 24 80 5 69 64 5 133 ~ ~
 //!   </think> 75 - 11 64 69 - 64 5 5 * 4 20 <eos>
 //! ```
@@ -62,7 +63,8 @@ pub struct Countdown {
     max_number: u32,
     /// Four numbers: how many first steps a `Row` working tries at most, the last being good.
     pub first_step_tries: usize,
-    /// Four numbers: how many last numbers `z` a first step gets before `try`, 1 to 3.
+    /// Four numbers: how many last numbers `z` a first step gets before `try`, 1 to 3. Of random
+    /// problems 95 % have a working with 3 (mean 156 words), 83 % with 2 (120), 70 % with 1 (82).
     pub last_numbers_per_try: usize,
     /// Completions, written or generated, have at most so many words.
     pub max_completion_tokens: usize,
@@ -75,16 +77,23 @@ impl Countdown {
     }
 
     /// Four numbers in `1..=99`, as TinyZero has them.
+    /// `Row` completions of six tries have at most 307 words; the limit is 320.
     pub fn four() -> Countdown {
         Countdown::new(4, 99)
     }
 
     /// Panics unless `count` is 3 or 4 and `max_number` in `1..=999`.
     pub fn new(count: usize, max_number: u32) -> Countdown {
-        assert!(matches!(count, 3 | 4), "countdown has 3 or 4 numbers, not {count}");
-        assert!((1..=crate::LARGEST_NUMBER).contains(&max_number), "max_number {max_number}");
-        let max_completion_tokens = if count == 3 { 48 } else { 160 };
-        let (first_step_tries, last_numbers_per_try) = (6, 1);
+        assert!(
+            matches!(count, 3 | 4),
+            "countdown has 3 or 4 numbers, not {count}"
+        );
+        assert!(
+            (1..=crate::LARGEST_NUMBER).contains(&max_number),
+            "max_number {max_number}"
+        );
+        let max_completion_tokens = if count == 3 { 48 } else { 320 };
+        let (first_step_tries, last_numbers_per_try) = (6, 3);
         Countdown {
             count,
             max_number,
@@ -123,7 +132,9 @@ impl Task for Countdown {
     }
 
     fn is_held_out(&self, problem: &Problem) -> bool {
-        let values = problem.numbers.iter().copied().chain([problem.target]);
+        let values = problem::largest_first(&problem.numbers)
+            .into_iter()
+            .chain([problem.target]);
         split::is_held_out(0xc0de, values)
     }
 
@@ -150,8 +161,8 @@ impl Task for Countdown {
         verify::verify(problem, completion)
     }
 
-    fn explain(&self, problem: &Problem, completion: &str) -> String {
-        explain::explain(problem, completion)
+    fn explain(&self, _problem: &Problem, completion: &str) -> String {
+        explain::explain(completion)
     }
 
     fn max_completion_tokens(&self) -> usize {

@@ -1,0 +1,103 @@
+//! What a forward pass works on: a packed list of tokens, and the cache it may read.
+
+use crate::config::Config;
+use kernels::{KeyRows, Sequences};
+
+/// Tokens of several sequences, one after the other: whole documents in training, a chunk of a
+/// prompt in prefill, one token per sequence in decoding.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    pub token_ids: Vec<u32>,
+    /// Position of each token in its sequence.
+    pub positions: Vec<u32>,
+    /// Rows of sequence s: `cu_seqlens[s]..cu_seqlens[s + 1]`.
+    pub cu_seqlens: Vec<u32>,
+    /// Keys that each sequence attends to, its tokens of this batch included.
+    pub context_lens: Vec<u32>,
+    /// Where a cache holds the sequences; `None` for whole documents without one.
+    pub places: Option<CachePlaces>,
+}
+
+/// Where a [`KvCache`] holds the sequences of a batch.
+#[derive(Clone, Debug, Default)]
+pub struct CachePlaces {
+    /// For each token, `block * block_size + offset`.
+    pub slot_mapping: Vec<u32>,
+    /// `[sequences, blocks_per_sequence]`
+    pub block_tables: Vec<u32>,
+    pub blocks_per_sequence: usize,
+}
+
+impl Batch {
+    /// Whole documents that cannot see each other.
+    pub fn documents(documents: &[&[u32]]) -> Batch {
+        let mut batch = Batch {
+            cu_seqlens: vec![0],
+            ..Batch::default()
+        };
+        for document in documents {
+            batch.token_ids.extend_from_slice(document);
+            batch.positions.extend(0..document.len() as u32);
+            batch.cu_seqlens.push(batch.token_ids.len() as u32);
+            batch.context_lens.push(document.len() as u32);
+        }
+        batch
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.token_ids.len()
+    }
+
+    /// The sequences as attention sees them: keys in the cache where there is one.
+    pub(crate) fn sequences(&self, block_size: usize) -> Sequences<'_> {
+        let key_rows = match &self.places {
+            None => KeyRows::Packed,
+            Some(places) => KeyRows::Blocks {
+                tables: &places.block_tables,
+                blocks_per_sequence: places.blocks_per_sequence,
+                block_size,
+            },
+        };
+        let (cu_seqlens, context_lens) = (&self.cu_seqlens, &self.context_lens);
+        Sequences {
+            cu_seqlens,
+            context_lens,
+            key_rows,
+        }
+    }
+}
+
+/// The latent cache: `kv_lora_rank + qk_rope_head_dim` floats per token and layer, in blocks.
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    pub(crate) layers: Vec<Vec<f32>>,
+    num_blocks: usize,
+    block_size: usize,
+}
+
+impl KvCache {
+    /// Room for `num_blocks` blocks of `block_size` tokens in every layer.
+    pub fn new(config: &Config, num_blocks: usize, block_size: usize) -> KvCache {
+        let width = config.kv_lora_rank + config.qk_rope_head_dim;
+        let layer = vec![0.0; num_blocks * block_size * width];
+        let layers = vec![layer; config.num_hidden_layers];
+        KvCache {
+            layers,
+            num_blocks,
+            block_size,
+        }
+    }
+
+    pub fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+
+    /// Tokens per block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(|layer| 4 * layer.len()).sum()
+    }
+}

@@ -1,0 +1,37 @@
+//! Weights on disk: Hugging Face folders in and out, and single safetensors files.
+//!
+//! Everything read is taken for hostile: it is parsed, then validated, then allocated for, in that
+//! order. Everything written is written beside its place, synced and renamed.
+
+mod float;
+mod folder;
+mod publish;
+mod safetensors;
+mod tensors;
+mod weights;
+
+pub use folder::{recover_folder, write_folder};
+pub use publish::write_atomic;
+pub use tensors::{NamedTensor, TensorData, read_tensors, write_tensors};
+pub use weights::{NonFinite, Weights, read_weights};
+
+pub(crate) use folder::read_small_file;
+
+/// How [`write_folder`] stores the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightDtype {
+    /// Exact.
+    F32,
+    /// Rounded to nearest, ties to even. `e_score_correction_bias` stays f32, as in DeepSeek-V3.
+    Bf16,
+}
+
+impl WeightDtype {
+    /// The name in `torch_dtype` of `config.json`.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            WeightDtype::F32 => "float32",
+            WeightDtype::Bf16 => "bfloat16",
+        }
+    }
+}

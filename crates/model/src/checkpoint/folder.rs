@@ -1,0 +1,293 @@
+//! A model folder as a whole: opening files inside it, and replacing it in one piece.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::path::{Component, Path};
+
+use super::WeightDtype;
+use super::publish::{Disk, behind_links, left_overs, parent_and_name};
+use super::weights::WeightsFile;
+use crate::config::Config;
+use crate::error::{Error, shown};
+use crate::layout::Layout;
+
+/// Files that a model folder usually holds. A folder with others in it is not replaced, because
+/// replacing would delete them.
+const MODEL_FILES: [&str; 12] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+
+/// Opens a regular file of `dir` by its plain name. Neither a name nor a symbolic link can lead
+/// out of the folder; the one exception is the Hugging Face cache, whose `snapshots/REVISION`
+/// folders are links into the `blobs` folder beside `snapshots`.
+pub(super) fn open_inside(dir: &Path, name: &str) -> Result<File, Error> {
+    let path = dir.join(shown(name));
+    let mut parts = Path::new(name).components();
+    let plain = matches!(
+        (parts.next(), parts.next()),
+        (Some(Component::Normal(_)), None)
+    );
+    if !plain || name.contains(['/', '\\', '\0']) {
+        let message = format!(
+            "`{}` is not the plain name of a file in the folder",
+            shown(name)
+        );
+        return Err(Error::file(dir, message));
+    }
+    let fail = |error: io::Error| match error.kind() {
+        ErrorKind::NotFound if !dir.is_dir() => Error::file(dir, "there is no such folder"),
+        ErrorKind::NotFound => Error::file(&path, "there is no such file"),
+        _ => Error::file(&path, format!("cannot be opened: {error}")),
+    };
+    let folder = fs::canonicalize(dir).map_err(fail)?;
+    let target = fs::canonicalize(dir.join(name)).map_err(fail)?;
+    if !target.starts_with(&folder) && !in_blobs(&folder, &target) {
+        return Err(Error::file(
+            &path,
+            "a link that leads out of its folder; copy the file instead",
+        ));
+    }
+    // Looked at before it is opened: opening a named pipe would wait for ever.
+    if !fs::metadata(&target).map_err(fail)?.is_file() {
+        return Err(Error::file(&path, "not a regular file"));
+    }
+    File::open(&target).map_err(fail)
+}
+
+fn in_blobs(folder: &Path, target: &Path) -> bool {
+    let Some(snapshots) = folder
+        .parent()
+        .filter(|parent| parent.ends_with("snapshots"))
+    else {
+        return false;
+    };
+    snapshots
+        .parent()
+        .is_some_and(|repository| target.starts_with(repository.join("blobs")))
+}
+
+/// Reads a file of `dir` that ought to be small.
+pub(crate) fn read_small_file(dir: &Path, name: &str, largest: u64) -> Result<Vec<u8>, Error> {
+    let file = open_inside(dir, name)?;
+    let path = dir.join(name);
+    let mut bytes = Vec::new();
+    file.take(largest + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Error::file(&path, format!("cannot be read: {error}")))?;
+    if bytes.len() as u64 > largest {
+        let message = format!("larger than {largest} bytes, which is more than it can need");
+        return Err(Error::file(&path, message));
+    }
+    Ok(bytes)
+}
+
+/// Writes a whole Hugging Face folder: `config.json`, `generation_config.json`,
+/// `model.safetensors` and `extra_files` (plain name, contents), such as the tokenizer's. The same
+/// arguments give the same bytes.
+///
+/// The folder appears whole or not at all. Everything is written and synced in `.tmp-NAME-PID`
+/// beside it; then a folder that was there is renamed to `.old-NAME-PID`, the new one is renamed
+/// into place, and the old one is removed. A kill at any moment leaves a whole folder either in
+/// its place or under the `.old-` name, from where [`recover_folder`] puts it back. Two writers of
+/// one folder at a time are not provided for: the caller holds a lock.
+///
+/// # Errors
+/// After an error the old folder stands as it was and nothing is left beside it, except where the
+/// last sync failed, when the new folder stands in its place.
+/// [`Error::Resources`] if the disk is full; [`Error::Usage`] if `dir` holds files that are not
+/// part of a model, or an extra name is not plain; [`Error::Write`] otherwise.
+///
+/// # Panics
+/// If `weights` is not `layout.total_len` long.
+pub fn write_folder(
+    dir: &Path,
+    config: &Config,
+    layout: &Layout,
+    weights: &[f32],
+    extra_files: &[(&str, &[u8])],
+    dtype: WeightDtype,
+) -> Result<(), Error> {
+    let contents = Contents::new(config, layout, weights, extra_files, dtype);
+    contents.check_names()?;
+    let mut disk_is_fine = |_: &'static str| Ok(());
+    contents.replace(dir, &mut Disk::new(contents.bytes(), &mut disk_is_fine))
+}
+
+/// All that goes into a model folder.
+struct Contents<'a> {
+    small_files: Vec<(&'a str, Vec<u8>)>,
+    weights: WeightsFile<'a>,
+}
+
+impl<'a> Contents<'a> {
+    fn new(
+        config: &Config,
+        layout: &'a Layout,
+        weights: &'a [f32],
+        extra_files: &[(&'a str, &[u8])],
+        dtype: WeightDtype,
+    ) -> Contents<'a> {
+        let mut small_files = vec![
+            ("config.json", config.to_json(dtype).into_bytes()),
+            (
+                "generation_config.json",
+                config.to_generation_json().into_bytes(),
+            ),
+        ];
+        small_files.extend(
+            extra_files
+                .iter()
+                .map(|&(name, bytes)| (name, bytes.to_vec())),
+        );
+        Contents {
+            small_files,
+            weights: WeightsFile::new(layout, weights, dtype),
+        }
+    }
+
+    fn check_names(&self) -> Result<(), Error> {
+        let mut seen = vec!["model.safetensors"];
+        for &(name, _) in &self.small_files {
+            let plain = Path::new(name).file_name().is_some_and(|last| last == name);
+            if !plain || name.starts_with('.') || seen.contains(&name) {
+                let name = shown(name);
+                let message = format!("`{name}` cannot be an extra file: not plain, or taken");
+                return Err(Error::Usage(message));
+            }
+            seen.push(name);
+        }
+        Ok(())
+    }
+
+    fn bytes(&self) -> u64 {
+        let small: usize = self.small_files.iter().map(|(_, bytes)| bytes.len()).sum();
+        small as u64 + self.weights.bytes()
+    }
+
+    fn replace(&self, dir: &Path, disk: &mut Disk) -> Result<(), Error> {
+        recover_folder(dir)?;
+        let dir = behind_links(dir);
+        let (parent, name) = parent_and_name(&dir)?;
+        self.refuse_strangers(&dir)?;
+        fs::create_dir_all(&parent).map_err(|source| Error::Write {
+            path: parent.clone(),
+            action: "creating the folder",
+            source,
+        })?;
+        let pid = std::process::id();
+        let temporary = parent.join(format!(".tmp-{name}-{pid}"));
+        let old = parent.join(format!(".old-{name}-{pid}"));
+        let done = self
+            .write(&temporary, disk)
+            .and_then(|()| swap(disk, &temporary, &dir, &old));
+        if done.is_err() {
+            // Not there if creating it failed, or if it is in place already.
+            let _ = fs::remove_dir_all(&temporary);
+        }
+        done
+    }
+
+    fn write(&self, temporary: &Path, disk: &mut Disk) -> Result<(), Error> {
+        disk.create_dir(temporary)?;
+        for (name, bytes) in &self.small_files {
+            disk.write_file(&temporary.join(name), &mut |out| out.write_all(bytes))?;
+        }
+        let model = temporary.join("model.safetensors");
+        disk.write_file(&model, &mut |out| self.weights.write_to(out))?;
+        disk.sync_dir(temporary)
+    }
+
+    /// A folder is replaced only if all that is in it would be there in a model folder.
+    fn refuse_strangers(&self, dir: &Path) -> Result<(), Error> {
+        let Ok(found) = fs::metadata(dir) else {
+            return Ok(());
+        };
+        if !found.is_dir() {
+            return Err(Error::Usage(format!(
+                "{}: a file, not a folder",
+                dir.display()
+            )));
+        }
+        let unreadable = |error: io::Error| {
+            Error::Usage(format!("{}: cannot be looked into: {error}", dir.display()))
+        };
+        for entry in fs::read_dir(dir).map_err(unreadable)? {
+            let name = entry.map_err(unreadable)?.file_name();
+            let name = name.to_string_lossy();
+            let shard = name.starts_with("model-") && name.ends_with(".safetensors");
+            let ours = self.small_files.iter().any(|(small, _)| *small == name);
+            if !shard && !ours && !MODEL_FILES.contains(&name.as_ref()) {
+                let message = format!(
+                    "{}: holds `{}`, which is not part of a model and would be lost; choose \
+                     another folder or move it away",
+                    dir.display(),
+                    shown(&name)
+                );
+                return Err(Error::Usage(message));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn swap(disk: &mut Disk, temporary: &Path, dir: &Path, old: &Path) -> Result<(), Error> {
+    let replaces = dir.is_dir();
+    if replaces {
+        disk.rename(dir, old)?;
+    }
+    if let Err(error) = disk.rename(temporary, dir) {
+        if replaces {
+            // If even this fails, `recover_folder` does it later.
+            let _ = fs::rename(old, dir);
+        }
+        return Err(error);
+    }
+    let (parent, _) = parent_and_name(dir)?;
+    disk.sync_dir(&parent)?;
+    if replaces {
+        // The new folder is durable; what may be left of the old one, `recover_folder` removes.
+        let _ = fs::remove_dir_all(old);
+    }
+    Ok(())
+}
+
+/// Undoes what a killed [`write_folder`] left beside `dir`: if `dir` is gone, the folder it
+/// replaced is put back; temporary and replaced folders are removed. Those of a process that is
+/// still running are left alone. Call it before looking for a checkpoint; `write_folder` does.
+///
+/// # Errors
+/// [`Error::Write`] if the folder cannot be put back.
+pub fn recover_folder(dir: &Path) -> Result<(), Error> {
+    let dir = behind_links(dir);
+    for path in left_overs(&dir)? {
+        let replaced = path
+            .file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with(".old-"));
+        if replaced && !dir.exists() {
+            let action = "putting the replaced folder back";
+            fs::rename(&path, &dir).map_err(|source| Error::Write {
+                path,
+                action,
+                source,
+            })?;
+        } else {
+            // A leftover that cannot be removed harms nobody.
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

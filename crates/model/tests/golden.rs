@@ -1,0 +1,303 @@
+//! The model against `golden/`: logits, loss, every gradient and ten optimizer steps, computed by
+//! `golden/make.py` in PyTorch from DeepSeek's formulas and checked there against transformers.
+
+use kernels::{AdamW, Backend, Cpu, Isa, Precision, clip_factor};
+use model::{
+    Activations, Batch, Config, Layout, Loss, Model, Numerics, Targets, TensorData, read_tensors,
+};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+const CASES: [&str; 3] = [
+    "deepseek_v3_q_lora",
+    "deepseek_v3_no_q_lora",
+    "deepseek_v3_half_split",
+];
+
+struct Golden {
+    dir: PathBuf,
+    tensors: BTreeMap<String, TensorData>,
+}
+
+impl Golden {
+    fn open(case: &str) -> Golden {
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("../../golden")
+            .join(case);
+        let tensors = read_tensors(&dir.join("golden.safetensors")).expect("golden file");
+        Golden {
+            dir,
+            tensors: tensors.into_iter().map(|t| (t.name, t.data)).collect(),
+        }
+    }
+
+    fn floats(&self, name: &str) -> &[f32] {
+        match self.tensors.get(name) {
+            Some(TensorData::F32(data)) => data,
+            _ => panic!("no f32 tensor `{name}` in {}", self.dir.display()),
+        }
+    }
+
+    fn documents(&self) -> Vec<Vec<u32>> {
+        let ids = (0..).map_while(|i| self.tensors.get(&format!("input_ids.{i}")));
+        ids.map(|t| match t {
+            TensorData::I32(data) => data.iter().map(|&id| id as u32).collect(),
+            TensorData::F32(_) => panic!("input_ids are integers"),
+        })
+        .collect()
+    }
+
+    fn model(&self, numerics: Numerics, backend: &dyn Backend) -> Model {
+        let (model, non_finite) = Model::open(&self.dir, numerics, backend).expect("golden model");
+        assert!(non_finite.is_empty());
+        model
+    }
+}
+
+fn batch_of(documents: &[Vec<u32>]) -> Batch {
+    Batch::documents(&documents.iter().map(|d| &d[..]).collect::<Vec<_>>())
+}
+
+/// Every position that has a next token.
+fn next_tokens(batch: &Batch) -> Targets {
+    let mut targets = Targets::default();
+    for bounds in batch.cu_seqlens.windows(2) {
+        for row in bounds[0]..bounds[1] - 1 {
+            targets.rows.push(row);
+            targets.token_ids.push(batch.token_ids[row as usize + 1]);
+        }
+    }
+    targets
+}
+
+fn logits(model: &Model, backend: &dyn Backend, batch: &Batch) -> Vec<f32> {
+    let mut acts = Activations::for_inference();
+    model.forward(backend, batch, &mut acts, None);
+    let rows: Vec<u32> = (0..batch.tokens() as u32).collect();
+    let mut logits = Vec::new();
+    model.logits(backend, &mut acts, &rows, &mut logits);
+    logits
+}
+
+/// Mean negative log-likelihood and its gradient.
+fn loss_and_gradient(model: &Model, backend: &dyn Backend, batch: &Batch) -> (f64, Vec<f32>) {
+    let mut acts = Activations::new(&model.config);
+    model.forward(backend, batch, &mut acts, None);
+    let targets = next_tokens(batch);
+    let n = targets.rows.len();
+    let mut grads = vec![0.0; model.layout.trainable_len];
+    let (mut logprobs, mut entropies) = (Vec::new(), Vec::new());
+    let loss = Loss {
+        targets: &targets,
+        temperature: 1.0,
+        dlogprobs: &vec![-1.0 / n as f32; n],
+        balance_loss_alpha: 0.0,
+        logprobs: &mut logprobs,
+        entropies: &mut entropies,
+    };
+    model.backward(backend, batch, &mut acts, loss, &mut grads);
+    (
+        -logprobs.iter().map(|&l| f64::from(l)).sum::<f64>() / n as f64,
+        grads,
+    )
+}
+
+fn norm(x: impl Iterator<Item = f64>) -> f64 {
+    x.map(|x| x * x).sum::<f64>().sqrt()
+}
+
+/// The greatest difference over the standard deviation of what is wanted.
+fn relative_to_spread(got: &[f32], want: &[f32]) -> f64 {
+    let n = want.len() as f64;
+    let mean = want.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+    let spread = norm(want.iter().map(|&x| f64::from(x) - mean)) / n.sqrt();
+    let worst = got
+        .iter()
+        .zip(want)
+        .map(|(a, b)| f64::from((a - b).abs()))
+        .fold(0.0, f64::max);
+    worst / spread
+}
+
+#[test]
+fn f32_logits_are_pytorchs_and_packed_documents_are_the_documents_alone() {
+    for case in CASES {
+        let golden = Golden::open(case);
+        let documents = golden.documents();
+        let mut first: Option<Vec<f32>> = None;
+        for isa in Isa::available() {
+            for threads in [1, 2, 3] {
+                let cpu = Cpu::new(threads, isa);
+                let model = golden.model(Numerics::new(Precision::F32), &cpu);
+                let packed = logits(&model, &cpu, &batch_of(&documents));
+                let mut start = 0;
+                for (i, document) in documents.iter().enumerate() {
+                    let len = document.len() * model.config.vocab_size;
+                    let got = &packed[start..start + len];
+                    let alone = logits(&model, &cpu, &Batch::documents(&[document]));
+                    assert!(alone == got, "{case} document {i}: packed and alone differ");
+                    let worst = relative_to_spread(got, golden.floats(&format!("logits.{i}")));
+                    assert!(worst < 1e-4, "{case} document {i}: {worst:e}");
+                    start += len;
+                }
+                assert!(
+                    *first.get_or_insert_with(|| packed.clone()) == packed,
+                    "{case} {isa}"
+                );
+            }
+        }
+    }
+}
+
+/// bf16 products, absorbed form, f32 head: the golden file rounds the same operands in f64. What
+/// is left is where f32 sums push a value over a bf16 rounding boundary: at most a few per cent of
+/// the effect of rounding itself.
+#[test]
+fn bf16_logits_differ_from_f32_by_the_rounding_of_operands() {
+    for case in CASES {
+        let golden = Golden::open(case);
+        let documents = golden.documents();
+        let mut first: Option<Vec<f32>> = None;
+        for isa in Isa::available() {
+            let cpu = Cpu::new(2, isa);
+            let model = golden.model(Numerics::new(Precision::Bf16), &cpu);
+            let got = logits(&model, &cpu, &batch_of(&documents));
+            let every = |name: &str| -> Vec<f32> {
+                let documents = 0..documents.len();
+                documents
+                    .flat_map(|i| golden.floats(&format!("{name}.{i}")).to_vec())
+                    .collect()
+            };
+            let to_bf16 = relative_to_spread(&got, &every("bf16_absorbed_f32head_logits"));
+            let rounding =
+                relative_to_spread(&every("bf16_absorbed_f32head_logits"), &every("logits"));
+            assert!(
+                to_bf16 < 0.5 * rounding,
+                "{case}: {to_bf16:e} of {rounding:e}"
+            );
+            assert!(
+                *first.get_or_insert_with(|| got.clone()) == got,
+                "{case} {isa}"
+            );
+        }
+    }
+}
+
+#[test]
+fn loss_and_every_gradient_are_pytorchs() {
+    for case in CASES {
+        let golden = Golden::open(case);
+        let batch = batch_of(&golden.documents());
+        for (precision, loss_bound, gradient_bound) in
+            [(Precision::F32, 1e-5, 1e-3), (Precision::Bf16, 2e-2, 6e-2)]
+        {
+            let mut first: Option<Vec<f32>> = None;
+            for isa in Isa::available() {
+                let cpu = Cpu::new(3, isa);
+                let model = golden.model(Numerics::new(precision), &cpu);
+                let (loss, grads) = loss_and_gradient(&model, &cpu, &batch);
+                let want = f64::from(golden.floats("loss")[0]);
+                assert!(
+                    (loss - want).abs() < loss_bound * want,
+                    "{case}: loss {loss} {want}"
+                );
+                let tensors = model.layout.tensors.iter().filter(|t| t.trainable);
+                for tensor in tensors {
+                    let want = golden.floats(&format!("grad.{}", tensor.name));
+                    let got = &grads[tensor.range()];
+                    let pairs = got.iter().zip(want);
+                    let difference = norm(pairs.map(|(a, b)| f64::from(a - b)));
+                    let size = norm(want.iter().map(|&x| f64::from(x)));
+                    let error = difference / size.max(1e-6);
+                    assert!(
+                        error < gradient_bound,
+                        "{case} {precision:?} {}: {error:e}",
+                        tensor.name
+                    );
+                }
+                assert!(
+                    *first.get_or_insert_with(|| grads.clone()) == grads,
+                    "{case} {isa}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_balance_loss_and_its_gradient_are_pytorchs() {
+    let golden = Golden::open("deepseek_v3_q_lora");
+    let cpu = Cpu::new(2, Isa::best());
+    let model = golden.model(Numerics::new(Precision::F32), &cpu);
+    let batch = batch_of(&golden.documents());
+    let mut acts = Activations::new(&model.config);
+    model.forward(&cpu, &batch, &mut acts, None);
+    let mut grads = vec![0.0; model.layout.trainable_len];
+    let (mut logprobs, mut entropies) = (Vec::new(), Vec::new());
+    let loss = Loss {
+        targets: &Targets::default(),
+        temperature: 1.0,
+        dlogprobs: &[],
+        balance_loss_alpha: 0.01,
+        logprobs: &mut logprobs,
+        entropies: &mut entropies,
+    };
+    let value = model.backward(&cpu, &batch, &mut acts, loss, &mut grads);
+    let want = golden.floats("balance_loss")[0];
+    assert!((value - want).abs() < 1e-5 * want, "{value} {want}");
+    for tensor in model.layout.tensors.iter().filter(|t| t.trainable) {
+        let got = &grads[tensor.range()];
+        let zero = vec![0.0; got.len()];
+        let name = format!("balance_grad.{}", tensor.name);
+        let want = match golden.tensors.get(&name) {
+            Some(TensorData::F32(want)) => want,
+            _ => &zero,
+        };
+        let difference = norm(got.iter().zip(want).map(|(a, b)| f64::from(a - b)));
+        let size = norm(want.iter().map(|&x| f64::from(x)));
+        assert!(
+            difference <= 1e-3 * size + 1e-9,
+            "{name}: {difference:e} of {size:e}"
+        );
+    }
+}
+
+#[test]
+fn ten_optimizer_steps_lose_what_pytorchs_lose() {
+    for case in CASES {
+        let golden = Golden::open(case);
+        let batch = batch_of(&golden.documents());
+        let cpu = Cpu::new(2, Isa::best());
+        let mut model = golden.model(Numerics::new(Precision::F32), &cpu);
+        let layout = Layout::new(&Config::read(&golden.dir).expect("config"));
+        let (mut m, mut v) = (
+            vec![0.0; layout.trainable_len],
+            vec![0.0; layout.trainable_len],
+        );
+        for (step, &want) in golden.floats("losses").iter().enumerate() {
+            let (loss, grads) = loss_and_gradient(&model, &cpu, &batch);
+            let want = f64::from(want);
+            assert!(
+                (loss - want).abs() < 1e-3 * want,
+                "{case} step {step}: {loss} {want}"
+            );
+            let norm = cpu.sum_of_squares(&grads).sqrt();
+            model.update(&cpu, |params| {
+                for tensor in layout.tensors.iter().filter(|t| t.trainable) {
+                    let adamw = AdamW {
+                        beta1: 0.9,
+                        beta2: 0.95,
+                        eps: 1e-8,
+                        weight_decay: if tensor.shape.len() >= 2 { 0.1 } else { 0.0 },
+                        lr: 1e-2,
+                        step: step as u64 + 1,
+                        grad_scale: clip_factor(norm, 1.0),
+                    };
+                    let r = tensor.range();
+                    let (m, v) = (&mut m[r.clone()], &mut v[r.clone()]);
+                    cpu.adamw(&adamw, &mut params[r.clone()], &grads[r], m, v);
+                }
+            });
+        }
+    }
+}
