@@ -9,16 +9,21 @@
 //! one f32, or two bf16 with the even k in the low half. Weights keep their panels
 //! ([`PackedWeight`]); a product of two activations packs one of them into scratch memory.
 
+mod pack;
+mod tile;
+
+pub(crate) use pack::{pack_panel_nt, pack_rows};
+pub(crate) use tile::{Lanes, item_function};
+
+use crate::Precision;
 use crate::cpu::Cpu;
 use crate::mat::{Mat, MatMut};
 use crate::pool::SharedMut;
-use crate::simd::{LANES, Portable, Simd, simd_fn};
-use crate::{Isa, Precision};
+use crate::simd::LANES;
+use pack::{pairs_across, pairs_along};
 
 /// Columns of a panel, on every instruction set.
 pub(crate) const PANEL: usize = 32;
-/// Lanes of k per block: a panel block of 16 KiB stays in the first-level cache.
-const DEPTH_BLOCK: usize = 128;
 /// Rows per work item: eight tiles of twelve share each panel block.
 const ROW_BLOCK: usize = 96;
 /// Multiply-adds below which waking another thread costs more than it saves.
@@ -78,95 +83,6 @@ impl PackedWeight {
     }
 }
 
-/// The nearest bf16, ties to even; subnormals become zero, as the dot product takes them.
-#[inline(always)]
-pub(crate) fn bf16_bits(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    let magnitude = bits & 0x7fff_ffff;
-    if magnitude > 0x7f80_0000 {
-        (bits >> 16) | 0x40
-    } else if magnitude < 0x0080_0000 {
-        (bits >> 16) & 0x8000
-    } else {
-        rounded
-    }
-}
-
-simd_fn! {
-    /// One panel of columns `0..n` from rows that hold k contiguously: `source[c][k]`.
-    pub(crate) fn pack_panel_nt<S>(source: &[f32], stride: usize, n: usize, k: usize, bf16: bool,
-                        panel: &mut [u32]) {
-        let _ = S::splat;
-        for (lane, out) in panel.chunks_exact_mut(PANEL).enumerate() {
-            for (c, out) in out.iter_mut().enumerate() {
-                *out = if c >= n {
-                    0
-                } else if bf16 {
-                    let at = c * stride + 2 * lane;
-                    let odd = if 2 * lane + 1 < k { bf16_bits(source[at + 1]) } else { 0 };
-                    bf16_bits(source[at]) | odd << 16
-                } else {
-                    source[c * stride + lane].to_bits()
-                };
-            }
-        }
-    }
-}
-
-simd_fn! {
-    /// Lanes from rows of k: one lane row per f32 row, or per two rows as bf16 pairs.
-    fn lanes_nn<S>(even: &[f32], odd: &[f32], bf16: bool, out: &mut [u32]) {
-        let _ = S::splat;
-        if bf16 {
-            if odd.is_empty() {
-                out.iter_mut().zip(even).for_each(|(o, &e)| *o = bf16_bits(e));
-            } else {
-                for ((o, &e), &d) in out.iter_mut().zip(even).zip(odd) {
-                    *o = bf16_bits(e) | bf16_bits(d) << 16;
-                }
-            }
-        } else {
-            out.iter_mut().zip(even).for_each(|(o, &e)| *o = e.to_bits());
-        }
-    }
-}
-
-simd_fn! {
-    /// A row of f32 as bf16 pairs along the row.
-    fn pairs_along<S>(row: &[f32], out: &mut [u32]) {
-        let _ = S::splat;
-        let mut pairs = row.chunks_exact(2);
-        for (o, p) in out.iter_mut().zip(&mut pairs) {
-            *o = bf16_bits(p[0]) | bf16_bits(p[1]) << 16;
-        }
-        if let [last] = pairs.remainder() {
-            out[row.len() / 2] = bf16_bits(*last);
-        }
-    }
-}
-
-/// Panel `j` of a matrix whose rows run over k: rows become lanes, columns stay columns.
-pub(crate) fn pack_panel_nn(isa: Isa, source: Mat, j: usize, bf16: bool, panel: &mut [u32]) {
-    let n = PANEL.min(source.cols - j * PANEL);
-    for (lane, out) in panel.chunks_exact_mut(PANEL).enumerate() {
-        let row = |k: usize| {
-            if k < source.rows {
-                &source.row(k)[j * PANEL..j * PANEL + n]
-            } else {
-                &[][..]
-            }
-        };
-        let (even, odd) = if bf16 {
-            (row(2 * lane), row(2 * lane + 1))
-        } else {
-            (row(lane), &[][..])
-        };
-        out[n..].fill(0);
-        lanes_nn(isa, even, odd, bf16, &mut out[..n]);
-    }
-}
-
 /// The right operand of a product.
 #[derive(Clone, Copy)]
 enum Right<'a> {
@@ -189,210 +105,6 @@ struct Product<'a> {
 
 // SAFETY: c is only written through work items, whose tiles are disjoint.
 unsafe impl Sync for Product<'_> {}
-
-/// A product with its operands as lanes: what the tiles read.
-#[derive(Clone, Copy)]
-pub(crate) struct Lanes {
-    pub a: *const u32,
-    pub row_step: usize,
-    pub lane_step: usize,
-    pub b: *const u32,
-    pub c: *mut f32,
-    pub c_stride: usize,
-    pub rows: usize,
-    pub columns: usize,
-    pub depth: usize,
-    pub accumulate: bool,
-}
-// SAFETY: work items read operands and write disjoint tiles of c.
-unsafe impl Sync for Lanes {}
-unsafe impl Send for Lanes {}
-
-/// One step of the chain of an element.
-trait Step<S: Simd> {
-    unsafe fn step(acc: S::V, a: *const u32, b: *const u32) -> S::V;
-}
-struct F32;
-struct Bf16;
-impl<S: Simd> Step<S> for F32 {
-    #[inline(always)]
-    unsafe fn step(acc: S::V, a: *const u32, b: *const u32) -> S::V {
-        // SAFETY: the caller vouches for one lane at a and sixteen at b.
-        unsafe { S::fma(S::splat(*a.cast()), S::load(b.cast()), acc) }
-    }
-}
-impl<S: Simd> Step<S> for Bf16 {
-    #[inline(always)]
-    unsafe fn step(acc: S::V, a: *const u32, b: *const u32) -> S::V {
-        // SAFETY: as above.
-        unsafe { S::dot_bf16(acc, a, b) }
-    }
-}
-
-/// Rows `R` by `V` vectors of c, over `depth` lanes.
-#[inline(always)]
-unsafe fn tile<S: Simd, P: Step<S>, const R: usize, const V: usize>(
-    p: &Lanes,
-    mut a: *const u32,
-    mut b: *const u32,
-    depth: usize,
-    c: *mut f32,
-    columns: usize,
-    from_c: bool,
-) {
-    // SAFETY: the driver hands over pointers inside the operands of `p`.
-    unsafe {
-        let mut acc = [[S::splat(0.0); V]; R];
-        if from_c {
-            for r in 0..R {
-                for v in 0..V {
-                    let left = columns.saturating_sub(v * LANES);
-                    acc[r][v] = S::load_first(c.wrapping_add(r * p.c_stride + v * LANES), left);
-                }
-            }
-        }
-        for _ in 0..depth {
-            for r in 0..R {
-                for v in 0..V {
-                    acc[r][v] = P::step(acc[r][v], a.add(r * p.row_step), b.add(v * LANES));
-                }
-            }
-            a = a.wrapping_add(p.lane_step);
-            b = b.wrapping_add(PANEL);
-        }
-        for r in 0..R {
-            for v in 0..V {
-                let left = columns.saturating_sub(v * LANES);
-                S::store_first(c.wrapping_add(r * p.c_stride + v * LANES), left, acc[r][v]);
-            }
-        }
-    }
-}
-
-/// The tiles of one work item: rows by panels.
-#[inline(always)]
-unsafe fn item<S: Simd, P: Step<S>>(
-    p: &Lanes,
-    rows: std::ops::Range<usize>,
-    panels: std::ops::Range<usize>,
-) {
-    for k0 in (0..p.depth.max(1)).step_by(DEPTH_BLOCK) {
-        let depth = DEPTH_BLOCK.min(p.depth - k0);
-        let from_c = p.accumulate || k0 > 0;
-        for j in panels.clone() {
-            for v0 in (0..PANEL / LANES).step_by(S::TILE_VECTORS) {
-                let column = j * PANEL + v0 * LANES;
-                if column >= p.columns {
-                    break;
-                }
-                // SAFETY: rows, panels and k0 lie inside the operands.
-                let b = unsafe { p.b.add((j * p.depth + k0) * PANEL + v0 * LANES) };
-                let columns = p.columns - column;
-                let mut i = rows.start;
-                while i < rows.end {
-                    let n = S::TILE_ROWS.min(rows.end - i);
-                    // SAFETY: as above.
-                    unsafe {
-                        let a = p.a.add(i * p.row_step + k0 * p.lane_step);
-                        let c = p.c.add(i * p.c_stride + column);
-                        rows_tile::<S, P>(n, p, a, b, depth, c, columns, from_c);
-                    }
-                    i += n;
-                }
-            }
-        }
-    }
-}
-
-/// Chooses the tile for `n` rows; tiles wider than the instruction set's are never reached.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn rows_tile<S: Simd, P: Step<S>>(
-    n: usize,
-    p: &Lanes,
-    a: *const u32,
-    b: *const u32,
-    depth: usize,
-    c: *mut f32,
-    columns: usize,
-    from_c: bool,
-) {
-    macro_rules! choose {
-        ($v:literal: $($r:literal)*) => {
-            match n {
-                $($r if $r <= S::TILE_ROWS => {
-                    tile::<S, P, $r, $v>(p, a, b, depth, c, columns, from_c)
-                })*
-                _ => unreachable!("a tile of {n} rows"),
-            }
-        };
-    }
-    // SAFETY: passed on from the caller.
-    unsafe {
-        if S::TILE_VECTORS == 2 {
-            choose!(2: 1 2 3 4 5 6 7 8 9 10 11 12)
-        } else {
-            choose!(1: 1 2 3 4 5 6)
-        }
-    }
-}
-
-pub(crate) type Item = unsafe fn(&Lanes, std::ops::Range<usize>, std::ops::Range<usize>);
-
-/// The work-item function of an instruction set and precision.
-pub(crate) fn item_function(isa: Isa, precision: Precision) -> Item {
-    #[cfg(target_arch = "x86_64")]
-    mod built {
-        use super::*;
-        use crate::simd::x86::{Avx2, Avx512, Avx512Bf16};
-        use std::ops::Range;
-        macro_rules! build {
-            ($name:ident, $features:literal, $simd:ty, $step:ty) => {
-                #[target_feature(enable = $features)]
-                pub unsafe fn $name(p: &Lanes, rows: Range<usize>, panels: Range<usize>) {
-                    // SAFETY: the attribute above; operands by the caller.
-                    unsafe { item::<$simd, $step>(p, rows, panels) }
-                }
-            };
-        }
-        build!(avx2_f32, "avx2,fma", Avx2, F32);
-        build!(avx2_bf16, "avx2,fma", Avx2, Bf16);
-        build!(
-            avx512_f32,
-            "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma",
-            Avx512,
-            F32
-        );
-        build!(
-            avx512_bf16,
-            "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma",
-            Avx512,
-            Bf16
-        );
-        build!(
-            avx512bf16_bf16,
-            "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma",
-            Avx512Bf16,
-            Bf16
-        );
-    }
-    match (isa, precision) {
-        (Isa::Portable, Precision::F32) => item::<Portable, F32>,
-        (Isa::Portable, Precision::Bf16) => item::<Portable, Bf16>,
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, Precision::F32) => built::avx2_f32,
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, Precision::Bf16) => built::avx2_bf16,
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512 | Isa::Avx512Bf16, Precision::F32) => built::avx512_f32,
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Precision::Bf16) => built::avx512_bf16,
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512Bf16, Precision::Bf16) => built::avx512bf16_bf16,
-        #[cfg(not(target_arch = "x86_64"))]
-        _ => unreachable!("only the portable set exists here"),
-    }
-}
 
 /// A contiguous run of work items that belong to one product.
 struct Grid {
@@ -426,12 +138,10 @@ impl Cpu {
             let source = &weight.rows(rows).data;
             pack_panel_nt(isa, source, weight.stride, n, weight.cols, bf16, panel);
         });
-        let per_panel = packed.nn.depth * PANEL;
+        let depth = packed.nn.depth;
         let nn = SharedMut::new(&mut packed.nn.lanes);
-        self.pool.run(weight.cols.div_ceil(PANEL), |j| {
-            // SAFETY: panels are disjoint.
-            let panel = unsafe { nn.slice(j * per_panel..(j + 1) * per_panel) };
-            pack_panel_nn(isa, weight, j, bf16, panel);
+        self.pool.run_chunks(depth, 64, |lanes| {
+            pack_rows(isa, weight, lanes, bf16, &nn, 0);
         });
     }
 
@@ -540,7 +250,6 @@ impl Cpu {
 
     /// For each head h: y's columns from `h * y_step` (+)= x's columns from `h * x_step`, times
     /// `w[h]ᵀ` (or `w[h]` where `transposed` is false).
-    #[allow(clippy::too_many_arguments)]
     pub(crate) fn per_head(
         &self,
         x: Mat,
@@ -582,7 +291,6 @@ impl Cpu {
 
     /// For each head h: dw from `h * dw_step` += (`n` columns of dy)ᵀ (`k` columns of x), where
     /// each operand comes with the distance between its heads' columns.
-    #[allow(clippy::too_many_arguments)]
     pub(crate) fn per_head_transposed(
         &self,
         (dy, dy_step): (Mat, usize),
@@ -686,7 +394,8 @@ impl Cpu {
                 tasks.extend((0..units.div_ceil(64)).map(|t| (i, false, t)));
             }
             if matches!(p.b, Right::Rows(_)) {
-                tasks.extend((0..p.columns.div_ceil(PANEL)).map(|t| (i, true, t)));
+                let units = precision.lanes(p.k);
+                tasks.extend((0..units.div_ceil(64)).map(|t| (i, true, t)));
             }
         }
         let isa = self.isa;
@@ -698,10 +407,8 @@ impl Cpu {
                 let Right::Rows(b) = p.b else {
                     unreachable!("only rows are packed here")
                 };
-                let start = place.b + t * depth * PANEL;
-                // SAFETY: one panel per task.
-                let panel = unsafe { shared.slice(start..start + depth * PANEL) };
-                pack_panel_nn(isa, b, t, bf16, panel);
+                let lanes = t * 64..depth.min((t + 1) * 64);
+                pack_rows(isa, b, lanes, bf16, &shared, place.b);
             } else if p.a_transposed {
                 for lane in t * 64..depth.min((t + 1) * 64) {
                     let start = place.a + lane * p.rows;
@@ -712,7 +419,7 @@ impl Cpu {
                     } else {
                         &[]
                     };
-                    lanes_nn(isa, p.a.row(2 * lane), odd, true, out);
+                    pairs_across(isa, p.a.row(2 * lane), odd, out);
                 }
             } else {
                 for row in t * 64..p.rows.min((t + 1) * 64) {
@@ -795,5 +502,4 @@ fn reserve(scratch: &mut Vec<u32>, precision: Precision, products: &[Product]) -
 }
 
 #[cfg(test)]
-#[path = "gemm_tests.rs"]
 mod tests;

@@ -126,7 +126,7 @@ impl Drop for Pool {
 
 fn pause(spins: &mut u32) {
     *spins += 1;
-    if *spins % 64 == 0 && *spins > SPINS {
+    if spins.is_multiple_of(64) && *spins > SPINS {
         std::thread::yield_now();
     } else {
         std::hint::spin_loop();

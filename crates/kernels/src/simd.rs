@@ -14,6 +14,19 @@ pub(crate) const LANES: usize = 16;
 /// Below this magnitude an f32 is subnormal.
 pub(crate) const MIN_NORMAL: f32 = f32::MIN_POSITIVE;
 
+/// The nearest bf16, ties to even; subnormals become zero, as the dot product takes them.
+pub(crate) fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    if magnitude > 0x7f80_0000 {
+        (bits >> 16) | 0x40
+    } else if magnitude < 0x0080_0000 {
+        (bits >> 16) & 0x8000
+    } else {
+        bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16
+    }
+}
+
 /// Sixteen f32 lanes.
 ///
 /// # Safety
@@ -55,6 +68,12 @@ pub(crate) trait Simd: Copy + 'static {
     /// The greatest lane (NaN lanes may be passed over).
     unsafe fn greatest(a: Self::V) -> f32;
 
+    /// Sixteen bf16, ties to even, subnormals to zero: [`bf16_bits`] of each lane.
+    unsafe fn store_bf16(p: *mut u16, v: Self::V);
+
+    /// Sixteen pairs of bf16, `even` in the low halves.
+    unsafe fn store_bf16_pairs(p: *mut u32, even: Self::V, odd: Self::V);
+
     /// `acc + a.odd * b.odd`, then `+ a.even * b.even`, per 32-bit lane that holds two bf16
     /// (even in the low half), each step rounded once with subnormals flushed to zero: what
     /// `VDPBF16PS` computes. `a` is one pair for all lanes, `b` points to sixteen pairs.
@@ -70,7 +89,7 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
         let clamped = S::min(S::splat(88.0), S::max(low, x));
         let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
         // ln 2 in two parts: the first has few bits, so that n * LN2_HIGH is exact.
-        let r = S::fma(n, S::splat(-0.693_359_375), clamped);
+        let r = S::fma(n, S::splat(-0.693_359_4), clamped);
         let r = S::fma(n, S::splat(2.121_944_4e-4), r);
         // Taylor to the seventh power: |r| <= ln 2 / 2 leaves 5e-9.
         let p = S::splat(1.984_127e-4);
@@ -183,6 +202,18 @@ impl Simd for Portable {
         a.into_iter()
             .fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
     }
+    unsafe fn store_bf16(p: *mut u16, v: Self::V) {
+        for (i, x) in v.into_iter().enumerate() {
+            // SAFETY: the caller vouches for sixteen values.
+            unsafe { *p.add(i) = bf16_bits(x) as u16 }
+        }
+    }
+    unsafe fn store_bf16_pairs(p: *mut u32, even: Self::V, odd: Self::V) {
+        for (i, (even, odd)) in even.into_iter().zip(odd).enumerate() {
+            // SAFETY: the caller vouches for sixteen pairs.
+            unsafe { *p.add(i) = bf16_bits(even) | bf16_bits(odd) << 16 }
+        }
+    }
     unsafe fn dot_bf16(acc: Self::V, a: *const u32, b: *const u32) -> Self::V {
         // SAFETY: the caller vouches for one pair at a and sixteen at b.
         let (pair, b) = unsafe { (*a, b.cast::<[u32; LANES]>().read_unaligned()) };
@@ -202,11 +233,9 @@ macro_rules! simd_fn {
     ($(#[$meta:meta])* $vis:vis fn $name:ident<$S:ident>($($arg:ident: $ty:ty),* $(,)?)
      $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        #[allow(clippy::too_many_arguments)]
         $vis fn $name(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
             use $crate::simd::Simd;
             #[inline(always)]
-            #[allow(clippy::too_many_arguments)]
             unsafe fn generic<$S: Simd>($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: each caller below has the instruction set of the type it names.
                 #[allow(unused_unsafe)]
@@ -216,13 +245,11 @@ macro_rules! simd_fn {
             {
                 use $crate::simd::x86::{Avx2, Avx512};
                 #[target_feature(enable = "avx2,fma")]
-                #[allow(clippy::too_many_arguments)]
                 unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
                     // SAFETY: the attribute above.
                     unsafe { generic::<Avx2>($($arg),*) }
                 }
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                #[allow(clippy::too_many_arguments)]
                 unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
                     // SAFETY: the attribute above.
                     unsafe { generic::<Avx512>($($arg),*) }

@@ -115,7 +115,6 @@ impl SwigluWeights {
     }
 
     /// dx is written.
-    #[allow(clippy::too_many_arguments)]
     fn backward(
         &self,
         backend: &dyn Backend,
@@ -260,7 +259,6 @@ impl Mlp<'_> {
 
     /// The gradient of the residual stream, d.residual, from after the layer to its middle; adds
     /// the sequence-wise balance loss, whose value is returned.
-    #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
         weights: &MlpWeights,
@@ -305,7 +303,6 @@ impl Mlp<'_> {
     }
 
     /// d.normed from d.residual; returns the balance loss.
-    #[allow(clippy::too_many_arguments)]
     fn experts_backward(
         &self,
         weights: &MoeWeights,

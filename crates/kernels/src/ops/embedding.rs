@@ -1,6 +1,6 @@
 //! Rows of the embedding table, and their gradient.
 
-use super::rmsnorm::{columns_per_item, rows_per_item};
+use super::{columns_per_item, rows_per_item};
 use crate::pool::SharedMut;
 use crate::simd::{for_vectors, simd_fn};
 use crate::{Cpu, Mat, MatMut};
@@ -68,7 +68,7 @@ simd_fn! {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rmsnorm::testing::*;
+    use super::super::testing::*;
     use super::*;
     use crate::{Chance, Purpose};
 

@@ -1,6 +1,6 @@
 //! Tokens to their experts and back: rows sorted by expert, and sums over a token's experts.
 
-use super::rmsnorm::rows_per_item;
+use super::rows_per_item;
 use crate::pool::SharedMut;
 use crate::simd::{dot, for_vectors, simd_fn};
 use crate::{Cpu, Mat, MatMut};
@@ -160,7 +160,6 @@ simd_fn! {
 ///
 /// # Panics
 /// If two pairs share a slot: each row of `dy` has one writer.
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn combine_backward(
     cpu: &Cpu,
     dout: Mat,
@@ -231,7 +230,7 @@ simd_fn! {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rmsnorm::testing::*;
+    use super::super::testing::*;
     use super::*;
     use crate::{Chance, Purpose};
 

@@ -117,7 +117,6 @@ pub struct HeadGradient<'a> {
 
 /// hidden `[tokens, hidden_size]` through the head: log-probabilities of the targets and
 /// entropies, and where a gradient is asked for, d hidden and d weight.
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn head(
     cpu: &Cpu,
     hidden: Mat,

@@ -1,6 +1,6 @@
 //! The step of the optimizer: AdamW (Loshchilov and Hutter 2019), and the norm it is clipped by.
 
-use super::rmsnorm::ITEM;
+use super::ITEM;
 use crate::Cpu;
 use crate::pool::SharedMut;
 use crate::simd::{dot, for_vectors, simd_fn};
@@ -188,7 +188,7 @@ pub fn clip_factor(norm: f64, max: f64) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rmsnorm::testing::*;
+    use super::super::testing::*;
     use super::*;
 
     const SIZES: [usize; 8] = [0, 1, 7, 16, 17, 33, 192, 4099];

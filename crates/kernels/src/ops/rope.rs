@@ -3,7 +3,7 @@
 //! DeepSeek's own code rotates neighbours (2i, 2i + 1); Hugging Face's Llama and Qwen rotate
 //! halves (i, i + dim / 2).
 
-use super::rmsnorm::rows_per_item;
+use super::rows_per_item;
 use crate::pool::SharedMut;
 use crate::simd::simd_fn;
 use crate::{Cpu, MatMut, math};
@@ -53,7 +53,6 @@ impl RopeTable {
 ///
 /// # Panics
 /// If a position lies beyond the table.
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn rope(
     cpu: &Cpu,
     x: MatMut,
@@ -133,7 +132,7 @@ simd_fn! {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rmsnorm::testing::*;
+    use super::super::testing::*;
     use super::*;
 
     const THETA: f64 = 10_000.0;

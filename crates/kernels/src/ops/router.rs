@@ -1,7 +1,7 @@
 //! Which experts a token visits, and what that costs the balance: DeepSeek-V3 (arXiv 2412.19437),
 //! section 2.1.2, and `DeepseekV3TopkRouter` of Hugging Face.
 
-use super::rmsnorm::rows_per_item;
+use super::rows_per_item;
 use crate::pool::SharedMut;
 use crate::simd::{dot, for_vectors, sigmoid, simd_fn};
 use crate::{Cpu, Mat};
@@ -16,7 +16,6 @@ const TINY: f32 = 1e-20;
 /// bias, greatest first, the lower index first among equals; `expert_weights`, [tokens, top_k],
 /// their scores without bias, divided by their sum if `norm_topk_prob`, times `scale`
 /// (`routed_scaling_factor`). NaN counts as the least.
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn router(
     cpu: &Cpu,
     logits: Mat,
@@ -119,7 +118,6 @@ fn chosen_sum(scores: &[f32], ids: &[u32], normalise: bool) -> f32 {
 /// `scores`, `expert_ids` as the forward wrote them; `dexpert_weights`: [tokens, top_k];
 /// `dscores_extra`: [tokens, experts], a gradient that reaches the scores by another way (the
 /// balance loss); `dlogits`: [tokens, experts].
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn router_backward(
     cpu: &Cpu,
     scores: &[f32],
@@ -214,7 +212,6 @@ simd_fn! {
 /// alpha * sum over e of f_e * P_e; the result is the mean over the sequences that have tokens.
 /// f counts the choice actually made (with bias), and is a constant to the gradient.
 /// `dscores`: [tokens, experts], written.
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn balance_loss(
     cpu: &Cpu,
     scores: &[f32],
@@ -301,17 +298,9 @@ simd_fn! {
     }
 }
 
-/// How many tokens chose each expert; `counts`: [experts], written.
-pub(crate) fn expert_load(expert_ids: &[u32], counts: &mut [u32]) {
-    counts.fill(0);
-    for &e in expert_ids {
-        counts[e as usize] += 1;
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::rmsnorm::testing::*;
+    use super::super::testing::*;
     use super::*;
 
     type Routes = (Vec<f32>, Vec<u32>, Vec<f32>);
@@ -496,18 +485,6 @@ mod tests {
     }
 
     /// Where every expert is chosen equally often, the loss is alpha, whatever the sizes.
-    #[test]
-    fn a_balanced_choice_costs_alpha() {
-        let mut d = [0.0; 16];
-        let ids = [0, 1, 2, 3, 0, 1, 2, 3];
-        let even = balance_loss(&cpu(), &[0.5; 16], &ids, 2, 4, &[0, 4], 0.25, &mut d);
-        assert!((even - 0.25).abs() < 1e-7, "{even}");
-        let empty = balance_loss(&cpu(), &[], &[], 2, 4, &[0], 0.25, &mut []);
-        assert_eq!(empty, 0.0);
-        let mut counts = [9; 5];
-        expert_load(&[3, 0, 3, 4], &mut counts);
-        assert_eq!(counts, [1, 0, 0, 2, 1]);
-    }
 
     #[test]
     fn every_processor_gives_the_same_bits_and_a_row_alone_too() {
@@ -544,5 +521,15 @@ mod tests {
         for (batch, row) in batch.iter().zip(&row).take(4) {
             assert_eq!(batch[..row.len()], row[..]);
         }
+    }
+
+    #[test]
+    fn a_balanced_choice_costs_alpha() {
+        let mut d = [0.0; 16];
+        let ids = [0, 1, 2, 3, 0, 1, 2, 3];
+        let even = balance_loss(&cpu(), &[0.5; 16], &ids, 2, 4, &[0, 4], 0.25, &mut d);
+        assert!((even - 0.25).abs() < 1e-7, "{even}");
+        let empty = balance_loss(&cpu(), &[], &[], 2, 4, &[0], 0.25, &mut []);
+        assert_eq!(empty, 0.0);
     }
 }

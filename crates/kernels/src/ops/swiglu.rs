@@ -1,6 +1,6 @@
 //! The gated activation of the MLP (Shazeer 2020): silu(gate) * up, silu(x) = x * sigmoid(x).
 
-use super::rmsnorm::rows_per_item;
+use super::rows_per_item;
 use crate::pool::SharedMut;
 use crate::simd::{for_vectors, sigmoid, simd_fn};
 use crate::{Cpu, Mat, MatMut};
@@ -79,7 +79,7 @@ simd_fn! {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rmsnorm::testing::*;
+    use super::super::testing::*;
     use super::*;
 
     fn silu(x: f64) -> f64 {

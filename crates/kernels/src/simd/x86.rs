@@ -181,6 +181,23 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_bf16(p: *mut u16, v: Self::V) {
+        unsafe {
+            let packed = _mm256_packus_epi32(bf16_of256(v[0]), bf16_of256(v[1]));
+            _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_pairs(p: *mut u32, even: Self::V, odd: Self::V) {
+        unsafe {
+            for i in [0, 1] {
+                let odd = _mm256_slli_epi32::<16>(bf16_of256(odd[i]));
+                let pairs = _mm256_or_si256(bf16_of256(even[i]), odd);
+                _mm256_storeu_si256(p.add(8 * i).cast(), pairs);
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn dot_bf16(acc: Self::V, a: *const u32, b: *const u32) -> Self::V {
         #[inline(always)]
         unsafe fn half(acc: __m256, pair: __m256i, b: *const u32) -> __m256 {
@@ -194,6 +211,25 @@ impl Simd for Avx2 {
             let pair = _mm256_set1_epi32(*a as i32);
             [half(acc[0], pair, b), half(acc[1], pair, b.add(8))]
         }
+    }
+}
+
+/// The bits of [`super::bf16_bits`] in the low half of each lane.
+#[inline(always)]
+unsafe fn bf16_of256(v: __m256) -> __m256i {
+    unsafe {
+        let bits = _mm256_castps_si256(v);
+        let high = _mm256_srli_epi32::<16>(bits);
+        let odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+        let up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+        let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, up));
+        let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fff_ffff));
+        let nan = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7f80_0000));
+        let small = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x0080_0000), magnitude);
+        let quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+        let zero = _mm256_and_si256(high, _mm256_set1_epi32(0x8000));
+        let x = _mm256_blendv_epi8(rounded, quiet, nan);
+        _mm256_blendv_epi8(x, zero, small)
     }
 }
 
@@ -256,6 +292,23 @@ unsafe fn dot_by_fma(acc: __m512, a: *const u32, b: *const u32) -> __m512 {
         let b = _mm512_loadu_si512(b.cast());
         let first = _mm512_fmadd_ps(odd512(pair), odd512(b), flush512(acc));
         flush512(_mm512_fmadd_ps(even512(pair), even512(b), flush512(first)))
+    }
+}
+
+/// The bits of [`super::bf16_bits`] in the low half of each lane.
+#[inline(always)]
+unsafe fn bf16_of512(v: __m512) -> __m512i {
+    unsafe {
+        let bits = _mm512_castps_si512(v);
+        let high = _mm512_srli_epi32::<16>(bits);
+        let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+        let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+        let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, up));
+        let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff));
+        let nan = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7f80_0000));
+        let small = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(0x0080_0000));
+        let x = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
+        _mm512_mask_and_epi32(x, small, high, _mm512_set1_epi32(0x8000))
     }
 }
 
@@ -357,6 +410,17 @@ macro_rules! simd_avx512 {
             #[inline(always)]
             unsafe fn greatest(a: __m512) -> f32 {
                 unsafe { _mm512_reduce_max_ps(a) }
+            }
+            #[inline(always)]
+            unsafe fn store_bf16(p: *mut u16, v: __m512) {
+                unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(bf16_of512(v))) }
+            }
+            #[inline(always)]
+            unsafe fn store_bf16_pairs(p: *mut u32, even: __m512, odd: __m512) {
+                unsafe {
+                    let odd = _mm512_slli_epi32::<16>(bf16_of512(odd));
+                    _mm512_storeu_si512(p.cast(), _mm512_or_si512(bf16_of512(even), odd))
+                }
             }
             #[inline(always)]
             unsafe fn dot_bf16(acc: __m512, a: *const u32, b: *const u32) -> __m512 {

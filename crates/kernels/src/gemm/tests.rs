@@ -1,4 +1,6 @@
 use super::*;
+use crate::Isa;
+use crate::simd::bf16_bits;
 use crate::{Backend, Chance, Purpose};
 
 fn random(seed: u64, n: usize) -> Vec<f32> {
