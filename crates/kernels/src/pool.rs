@@ -22,6 +22,7 @@ struct Shared {
     running: AtomicUsize,
     job: Mutex<Option<SendJob>>,
     wake: Condvar,
+    done: Condvar,
     stop: AtomicUsize,
     panicked: AtomicUsize,
 }
@@ -47,6 +48,7 @@ impl Pool {
             running: AtomicUsize::new(0),
             job: Mutex::new(None),
             wake: Condvar::new(),
+            done: Condvar::new(),
             stop: AtomicUsize::new(0),
             panicked: AtomicUsize::new(0),
         });
@@ -87,10 +89,7 @@ impl Pool {
         }
         // The workers hold a pointer to `f`: wait for them even if an item panics here.
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| claim(shared, &f)));
-        let mut spins = 0;
-        while shared.running.load(Ordering::Acquire) != 0 {
-            pause(&mut spins);
-        }
+        shared.wait_until_done();
         if let Err(panic) = outcome {
             std::panic::resume_unwind(panic);
         }
@@ -124,12 +123,26 @@ impl Drop for Pool {
     }
 }
 
-fn pause(spins: &mut u32) {
-    *spins += 1;
-    if spins.is_multiple_of(64) && *spins > SPINS {
-        std::thread::yield_now();
-    } else {
-        std::hint::spin_loop();
+impl Shared {
+    /// Spins for a moment, then sleeps: a caller that yields in a loop would hand whole time
+    /// slices to other processes.
+    fn wait_until_done(&self) {
+        for _ in 0..SPINS {
+            if self.running.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        let mut slot = self
+            .job
+            .lock()
+            .expect("no thread panics while it holds this lock");
+        while self.running.load(Ordering::Acquire) != 0 {
+            slot = self
+                .done
+                .wait(slot)
+                .expect("no thread panics while it holds this lock");
+        }
     }
 }
 
@@ -178,7 +191,11 @@ fn work(shared: &Shared) {
                 shared.panicked.fetch_add(1, Ordering::Relaxed);
             }
         }
-        shared.running.fetch_sub(1, Ordering::Release);
+        if shared.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // The lock orders this behind a caller that is just about to wait.
+            drop(shared.job.lock());
+            shared.done.notify_one();
+        }
     }
 }
 
