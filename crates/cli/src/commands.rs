@@ -1,0 +1,73 @@
+//! The subcommands, one file each.
+
+mod demo;
+mod doctor;
+mod eval;
+mod generate;
+mod grpo;
+mod inspect;
+mod score;
+mod sft;
+
+use std::io::Write;
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use crate::failure::Outcome;
+use crate::settings::Settings;
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// The whole loop in minutes: random weights, cold start, reinforcement learning, a report
+    Demo(demo::Demo),
+    /// Supervised training on worked traces of a task
+    Sft(sft::Sft),
+    /// Reinforcement learning of a model on a task with checkable answers
+    Grpo(grpo::Grpo),
+    /// Accuracy of a model on held-out problems of a task
+    Eval(eval::Eval),
+    /// Complete a prompt
+    Generate(generate::Generate),
+    /// Log-probabilities, and on request logits, of given texts
+    Score(score::Score),
+    /// What a model folder holds
+    Inspect(inspect::Inspect),
+    /// Check this machine, this program, and on request a model folder
+    Doctor(doctor::Doctor),
+}
+
+impl Command {
+    /// # Errors
+    /// Whatever kept the command from doing what was asked.
+    pub fn run(&self, settings: &Settings) -> Outcome {
+        match self {
+            Command::Demo(command) => command.run(settings),
+            Command::Sft(command) => command.run(settings),
+            Command::Grpo(command) => command.run(settings),
+            Command::Eval(command) => command.run(settings),
+            Command::Generate(command) => command.run(settings),
+            Command::Score(command) => command.run(settings),
+            Command::Inspect(command) => command.run(settings),
+            Command::Doctor(command) => command.run(settings),
+        }
+    }
+}
+
+/// One line of JSON on standard output.
+pub fn print_json(value: &impl Serialize) -> Outcome {
+    print(&json_line(value))
+}
+
+pub fn json_line(value: &impl Serialize) -> String {
+    let mut line = serde_json::to_string(value).expect("results have string keys only");
+    line.push('\n');
+    line
+}
+
+/// Text on standard output.
+pub fn print(text: &str) -> Outcome {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}

@@ -1,0 +1,132 @@
+//! Tokens out of a model, and what they say.
+
+use engine::{Completion, Engine, EngineConfig, FinishReason, Request};
+use kernels::Cpu;
+use model::Model;
+use serde::Serialize;
+use tasks::{Problem, Task};
+use text::{Tokenizer, split_reasoning};
+
+use crate::failure::Failure;
+use crate::progress::Progress;
+
+/// Tokens a block of the cache holds.
+const BLOCK_SIZE: usize = 16;
+/// Sequences decoded at one time; more than this fills the arithmetic already.
+const MAX_SEQUENCES: usize = 128;
+
+/// Generates for all requests, in their order.
+///
+/// # Errors
+/// A request that does not fit the model or the cache.
+pub fn generate(
+    model: &Model,
+    backend: &Cpu,
+    requests: Vec<Request>,
+    progress: &mut Progress,
+) -> Result<Vec<Completion>, Failure> {
+    let longest = requests
+        .iter()
+        .map(|request| request.prompt.len() + request.params.max_tokens)
+        .max()
+        .unwrap_or(1);
+    let sequences = requests.len().clamp(1, MAX_SEQUENCES);
+    let sizes = EngineConfig {
+        max_num_seqs: sequences,
+        max_num_batched_tokens: longest.clamp(1024, 4096),
+        block_size: BLOCK_SIZE,
+        num_blocks: sequences * longest.div_ceil(BLOCK_SIZE) + 1,
+    };
+    let mut engine = Engine::new(&model.config, sizes)?;
+    let mut show = |state: engine::Progress| {
+        let message = format!("{} tokens", state.generated_tokens);
+        progress.update(state.finished as u64, &message);
+    };
+    Ok(engine.generate(model, backend, requests, &mut show)?)
+}
+
+/// A completion in words.
+#[derive(Clone, Debug, Serialize)]
+pub struct Told {
+    pub token_ids: Vec<u32>,
+    /// Without special tokens; empty where the folder has no tokenizer.
+    pub text: String,
+    pub thinking: Option<String>,
+    pub answer: String,
+    /// Of each token as it was sampled, before top-p, top-k and min-p cut anything off.
+    pub logprobs: Vec<f32>,
+    pub finish_reason: &'static str,
+}
+
+impl Told {
+    /// `primed`: the prompt ended inside `<think>`.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn new(
+        completion: Completion,
+        tokenizer: Option<&Tokenizer>,
+        primed: bool,
+    ) -> Result<Told, Failure> {
+        let text = match tokenizer {
+            Some(tokenizer) => tokenizer.decode(&completion.token_ids, true)?,
+            None => String::new(),
+        };
+        let (thinking, answer) = split_reasoning(&text, primed && tokenizer.is_some());
+        let (thinking, answer) = (thinking.map(str::to_string), answer.to_string());
+        Ok(Told {
+            token_ids: completion.token_ids,
+            text,
+            thinking,
+            answer,
+            logprobs: completion.logprobs,
+            finish_reason: match completion.finish_reason {
+                FinishReason::Stop => "stop",
+                FinishReason::Length => "length",
+            },
+        })
+    }
+}
+
+/// Whether the tokenizer has our tasks' words at their ids.
+pub fn speaks_our_words(tokenizer: &Tokenizer) -> bool {
+    let words = tasks::vocabulary();
+    let matches = |(id, word): (u32, &String)| tokenizer.id_to_token(id).as_ref() == Some(word);
+    tokenizer.vocab_size() == words.len() && (0..).zip(&words).all(matches)
+}
+
+/// The task and the problem that a prompt in our words puts, `<think>` at its end or not.
+pub fn recognise(prompt: &str) -> Option<(Box<dyn Task>, Problem)> {
+    let question = prompt.trim().trim_end_matches(tasks::THINK_OPEN).trim();
+    let words: Vec<&str> = question.split_whitespace().collect();
+    let numbers: Option<Vec<u32>> = words.iter().map(|word| word.parse().ok()).collect();
+    let numbers = numbers?;
+    let (&target, given) = numbers.split_last()?;
+    let task = tasks::task_by_name(&format!("countdown{}", given.len())).ok()?;
+    let numbers = given.to_vec();
+    Some((task, Problem { numbers, target }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::recognise;
+
+    #[test]
+    fn a_countdown_prompt_is_recognised_and_nothing_else() {
+        let (task, problem) = recognise("69 64 4 20 <think>").expect("three numbers and a target");
+        assert_eq!(task.name(), "countdown3");
+        assert_eq!((problem.numbers, problem.target), (vec![69, 64, 4], 20));
+        let (task, _) = recognise(" 75 69 11 4 20 ").expect("four numbers and a target");
+        assert_eq!(task.name(), "countdown4");
+        for other in [
+            "",
+            "<think>",
+            "4 7 * 3 6 <think>",
+            "1 2 3 <think>",
+            "1 2 3 4 -5",
+            "hello",
+        ] {
+            assert!(recognise(other).is_none(), "{other:?}");
+        }
+    }
+}
