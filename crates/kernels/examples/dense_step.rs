@@ -1,6 +1,6 @@
 //! Tokens/s of a training step of a plain dense transformer made of these kernels: the model that
-//! `bench/peers/train_step_torch.py` trains in PyTorch (multi-head attention, SwiGLU, RMSNorm, RoPE,
-//! untied head; forward, backward, clipping, AdamW, repacking).
+//! `bench/peers/train_step_torch.py` trains in PyTorch (multi-head attention, SwiGLU, RMSNorm,
+//! RoPE, untied head; forward, backward, clipping, AdamW, repacking).
 //!
 //! `cargo run --release -p kernels --example dense_step -- [bf16|f32] [steps] [threads]`
 

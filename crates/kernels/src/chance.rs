@@ -1,4 +1,5 @@
-//! Randomness as a function: of a seed, what it is for, a sequence, and a position (the chance law).
+//! Randomness as a function: of a seed, what it is for, a sequence, and a position (the chance
+//! law).
 //!
 //! Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). No state is
 //! carried, so a resumed or reordered run draws what it would have drawn.

@@ -5,8 +5,8 @@
 //! *when* a step of the chain is taken, never its place in it: between k blocks the accumulators
 //! go through memory, which is exact. That is the row law for matrices.
 //!
-//! The right operand lies in panels of [`PANEL`] columns, `[depth lanes][PANEL]`; a lane is 32 bits:
-//! one f32, or two bf16 with the even k in the low half. Weights keep their panels
+//! The right operand lies in panels of [`PANEL`] columns, `[depth lanes][PANEL]`; a lane is 32
+//! bits: one f32, or two bf16 with the even k in the low half. Weights keep their panels
 //! ([`PackedWeight`]); a product of two activations packs one of them into scratch memory.
 
 mod pack;
@@ -15,12 +15,13 @@ mod tile;
 pub(crate) use pack::{pack_panel_nt, pack_rows};
 pub(crate) use tile::{Lanes, item_function};
 
-use crate::Precision;
 use crate::cpu::Cpu;
 use crate::mat::{Mat, MatMut};
 use crate::pool::SharedMut;
 use crate::simd::LANES;
+use crate::{Isa, Precision};
 use pack::{pairs_across, pairs_along};
+use std::ops::Range;
 
 /// Columns of a panel, on every instruction set.
 pub(crate) const PANEL: usize = 32;
@@ -28,6 +29,8 @@ pub(crate) const PANEL: usize = 32;
 const ROW_BLOCK: usize = 96;
 /// Multiply-adds below which waking another thread costs more than it saves.
 const MIN_ITEM: usize = 1 << 17;
+/// Units of a [`Piece`].
+const PIECE: usize = 64;
 
 /// A matrix as panels: the right operand of a product.
 #[derive(Clone, Debug, Default)]
@@ -117,6 +120,21 @@ struct Grid {
 struct Scratch {
     a: usize,
     b: usize,
+}
+
+/// Which side of a product.
+#[derive(Clone, Copy)]
+enum Operand {
+    A,
+    B,
+}
+
+/// A part of an operand that the tiles cannot read as it is.
+struct Piece {
+    product: usize,
+    operand: Operand,
+    /// Lanes; of an `a` that is not transposed, rows.
+    units: Range<usize>,
 }
 
 impl Cpu {
@@ -381,93 +399,140 @@ impl Cpu {
         scratch: &mut [u32],
         accumulate: bool,
     ) -> Vec<Lanes> {
-        let bf16 = precision == Precision::Bf16;
         let shared = SharedMut::new(scratch);
-        let mut tasks = Vec::new();
-        for (i, p) in products.iter().enumerate() {
-            if bf16 {
-                let units = if p.a_transposed {
-                    precision.lanes(p.k)
-                } else {
-                    p.rows
-                };
-                tasks.extend((0..units.div_ceil(64)).map(|t| (i, false, t)));
-            }
-            if matches!(p.b, Right::Rows(_)) {
-                let units = precision.lanes(p.k);
-                tasks.extend((0..units.div_ceil(64)).map(|t| (i, true, t)));
-            }
-        }
-        let isa = self.isa;
-        let one = |t: usize| {
-            let (i, is_b, t) = tasks[t];
-            let (p, place) = (&products[i], &places[i]);
-            let depth = precision.lanes(p.k);
-            if is_b {
-                let Right::Rows(b) = p.b else {
-                    unreachable!("only rows are packed here")
-                };
-                let lanes = t * 64..depth.min((t + 1) * 64);
-                pack_rows(isa, b, lanes, bf16, &shared, place.b);
-            } else if p.a_transposed {
-                for lane in t * 64..depth.min((t + 1) * 64) {
-                    let start = place.a + lane * p.rows;
-                    // SAFETY: one lane row per step, lanes of a task disjoint from others'.
-                    let out = unsafe { shared.slice(start..start + p.rows) };
-                    let odd = if 2 * lane + 1 < p.k {
-                        p.a.row(2 * lane + 1)
-                    } else {
-                        &[]
-                    };
-                    pairs_across(isa, p.a.row(2 * lane), odd, out);
-                }
-            } else {
-                for row in t * 64..p.rows.min((t + 1) * 64) {
-                    let start = place.a + row * depth;
-                    // SAFETY: rows are disjoint.
-                    let out = unsafe { shared.slice(start..start + depth) };
-                    pairs_along(isa, p.a.row(row), out);
-                }
-            }
+        let pieces = pieces(precision, products);
+        let one = |i: usize| {
+            let piece = &pieces[i];
+            let (product, place) = (&products[piece.product], &places[piece.product]);
+            product.convert(self.isa, precision, piece, place, &shared);
         };
         let size: usize = products.iter().map(|p| p.rows * p.k).sum();
         if size < 1 << 14 {
-            (0..tasks.len()).for_each(one);
+            (0..pieces.len()).for_each(one);
         } else {
-            self.pool.run(tasks.len(), one);
+            self.pool.run(pieces.len(), one);
         }
         let base = shared.pointer();
-        let lanes = products.iter().zip(places).map(|(p, place)| {
-            let depth = precision.lanes(p.k);
-            let (a, row_step, lane_step) = match (bf16, p.a_transposed) {
-                (false, false) => (p.a.data.as_ptr().cast(), p.a.stride, 1),
-                (false, true) => (p.a.data.as_ptr().cast(), 1, p.a.stride),
-                (true, false) => (base.wrapping_add(place.a).cast_const(), depth, 1),
-                (true, true) => (base.wrapping_add(place.a).cast_const(), 1, p.rows),
-            };
-            let b = match p.b {
-                Right::Packed(panels) => {
-                    assert_eq!((panels.depth, panels.columns), (depth, p.columns), "panels");
-                    panels.lanes.as_ptr()
-                }
-                Right::Rows(_) => base.wrapping_add(place.b).cast_const(),
-            };
-            let (c, c_stride) = (p.c, p.c_stride);
-            let (rows, columns) = (p.rows, p.columns);
-            Lanes {
-                a,
-                row_step,
-                lane_step,
-                b,
-                c,
-                c_stride,
-                rows,
-                columns,
-                depth,
-                accumulate,
+        let lanes = products.iter().zip(places);
+        lanes
+            .map(|(product, place)| product.lanes(precision, place, base, accumulate))
+            .collect()
+    }
+}
+
+/// The conversions that the products need, in pieces that threads share.
+fn pieces(precision: Precision, products: &[Product]) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for (product, p) in products.iter().enumerate() {
+        let depth = precision.lanes(p.k);
+        let mut split = |operand: Operand, units: usize| {
+            pieces.extend((0..units).step_by(PIECE).map(|first| Piece {
+                product,
+                operand,
+                units: first..units.min(first + PIECE),
+            }));
+        };
+        if precision == Precision::Bf16 {
+            split(Operand::A, if p.a_transposed { depth } else { p.rows });
+        }
+        if matches!(p.b, Right::Rows(_)) {
+            split(Operand::B, depth);
+        }
+    }
+    pieces
+}
+
+impl Product<'_> {
+    /// Writes the lanes of one piece into scratch.
+    fn convert(
+        &self,
+        isa: Isa,
+        precision: Precision,
+        piece: &Piece,
+        place: &Scratch,
+        scratch: &SharedMut<u32>,
+    ) {
+        let units = piece.units.clone();
+        match (piece.operand, self.b) {
+            (Operand::A, _) if self.a_transposed => self.pair_rows(isa, units, place.a, scratch),
+            (Operand::A, _) => self.pair_columns(isa, precision, units, place.a, scratch),
+            (Operand::B, Right::Rows(b)) => {
+                let bf16 = precision == Precision::Bf16;
+                pack_rows(isa, b, units, bf16, scratch, place.b);
             }
-        });
-        lanes.collect()
+            (Operand::B, Right::Packed(_)) => unreachable!("panels are packed already"),
+        }
+    }
+
+    /// Lanes of a transposed `a`: two of its rows each.
+    fn pair_rows(&self, isa: Isa, lanes: Range<usize>, place: usize, scratch: &SharedMut<u32>) {
+        for lane in lanes {
+            let start = place + lane * self.rows;
+            // SAFETY: one lane row per step, lanes of a piece disjoint from others'.
+            let out = unsafe { scratch.slice(start..start + self.rows) };
+            let odd = if 2 * lane + 1 < self.k {
+                self.a.row(2 * lane + 1)
+            } else {
+                &[]
+            };
+            pairs_across(isa, self.a.row(2 * lane), odd, out);
+        }
+    }
+
+    /// Lanes of `a` as it stands: two of its columns each.
+    fn pair_columns(
+        &self,
+        isa: Isa,
+        precision: Precision,
+        rows: Range<usize>,
+        place: usize,
+        scratch: &SharedMut<u32>,
+    ) {
+        let depth = precision.lanes(self.k);
+        for row in rows {
+            let start = place + row * depth;
+            // SAFETY: rows are disjoint.
+            let out = unsafe { scratch.slice(start..start + depth) };
+            pairs_along(isa, self.a.row(row), out);
+        }
+    }
+
+    /// What the tiles read: operands as they are, or from `base` in scratch.
+    fn lanes(
+        &self,
+        precision: Precision,
+        place: &Scratch,
+        base: *mut u32,
+        accumulate: bool,
+    ) -> Lanes {
+        let depth = precision.lanes(self.k);
+        let converted = base.wrapping_add(place.a).cast_const();
+        let (a, row_step, lane_step) = match (precision, self.a_transposed) {
+            (Precision::F32, false) => (self.a.data.as_ptr().cast(), self.a.stride, 1),
+            (Precision::F32, true) => (self.a.data.as_ptr().cast(), 1, self.a.stride),
+            (Precision::Bf16, false) => (converted, depth, 1),
+            (Precision::Bf16, true) => (converted, 1, self.rows),
+        };
+        let b = match self.b {
+            Right::Packed(panels) => {
+                let packed = (panels.depth, panels.columns);
+                assert_eq!(packed, (depth, self.columns), "panels");
+                panels.lanes.as_ptr()
+            }
+            Right::Rows(_) => base.wrapping_add(place.b).cast_const(),
+        };
+        Lanes {
+            a,
+            row_step,
+            lane_step,
+            b,
+            c: self.c,
+            c_stride: self.c_stride,
+            rows: self.rows,
+            columns: self.columns,
+            depth,
+            accumulate,
+        }
     }
 }
 

@@ -127,7 +127,8 @@ pub trait Backend: Sync {
         add: bool,
     );
 
-    /// For each head h: dw from `h * dw_step` += (`dy_cols` columns of dy)ᵀ (`x_cols` columns of x).
+    /// For each head h: dw from `h * dw_step` += (`dy_cols` columns of dy)ᵀ (`x_cols` columns of
+    /// x).
     fn per_head_tn(
         &self,
         dy: (Mat, usize),

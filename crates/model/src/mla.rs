@@ -35,6 +35,46 @@ enum QueryWeights {
     },
 }
 
+/// The widths that the steps name again and again.
+#[derive(Clone, Copy)]
+struct Dims {
+    hidden: usize,
+    heads: usize,
+    /// `kv_lora_rank`
+    rank: usize,
+    /// `qk_rope_head_dim`
+    rope: usize,
+    /// `qk_nope_head_dim`
+    nope: usize,
+    /// `v_head_dim`
+    value: usize,
+    /// Of a query: nope + rope.
+    head_dim: usize,
+    /// Of a latent with its rotary key: rank + rope.
+    width: usize,
+}
+
+impl Dims {
+    fn new(config: &Config) -> Dims {
+        let (rank, rope) = (config.kv_lora_rank, config.qk_rope_head_dim);
+        Dims {
+            hidden: config.hidden_size,
+            heads: config.num_attention_heads,
+            rank,
+            rope,
+            nope: config.qk_nope_head_dim,
+            value: config.v_head_dim,
+            head_dim: config.qk_head_dim(),
+            width: rank + rope,
+        }
+    }
+
+    /// Floats from one head of kv_b_proj to the next.
+    fn kv_b_step(&self) -> usize {
+        (self.nope + self.value) * self.rank
+    }
+}
+
 /// What every layer's attention shares.
 pub(crate) struct Mla<'a> {
     pub config: &'a Config,
@@ -47,8 +87,9 @@ pub(crate) struct Mla<'a> {
 impl MlaWeights {
     pub fn new(config: &Config, numerics: Numerics) -> MlaWeights {
         let new = |out, input| PackedWeight::new(out, input, numerics.precision);
-        let (heads, rank) = (config.num_attention_heads, config.kv_lora_rank);
-        let (hidden, queries) = (config.hidden_size, heads * config.qk_head_dim());
+        let dims = Dims::new(config);
+        let (hidden, queries) = (dims.hidden, dims.heads * dims.head_dim);
+        let per_head = |out| (0..dims.heads).map(|_| new(out, dims.rank)).collect();
         let query = match config.q_lora_rank {
             None => QueryWeights::Direct {
                 q_proj: new(queries, hidden),
@@ -60,47 +101,41 @@ impl MlaWeights {
         };
         MlaWeights {
             query,
-            kv_a_proj_with_mqa: new(rank + config.qk_rope_head_dim, hidden),
-            key_up: (0..heads)
-                .map(|_| new(config.qk_nope_head_dim, rank))
-                .collect(),
-            value_up: (0..heads).map(|_| new(config.v_head_dim, rank)).collect(),
-            o_proj: new(hidden, heads * config.v_head_dim),
+            kv_a_proj_with_mqa: new(dims.width, hidden),
+            key_up: per_head(dims.nope),
+            value_up: per_head(dims.value),
+            o_proj: new(hidden, dims.heads * dims.value),
         }
     }
 
     /// Repacks after a change of the weights.
     pub fn pack(&mut self, backend: &dyn Backend, config: &Config, at: &LayerOffsets, p: &[f32]) {
-        let hidden = config.hidden_size;
+        let dims = Dims::new(config);
         let pack = |range: &Range<usize>, columns, packed: &mut PackedWeight| {
             backend.pack(Mat::new(&p[range.clone()], columns), packed);
         };
         match (&mut self.query, &at.query) {
             (QueryWeights::Direct { q_proj }, QueryOffsets::Direct { q_proj: range }) => {
-                pack(range, hidden, q_proj);
+                pack(range, dims.hidden, q_proj);
             }
-            (QueryWeights::LowRank { q_a_proj, q_b_proj }, QueryOffsets::LowRank { .. }) => {
-                let QueryOffsets::LowRank {
+            (
+                QueryWeights::LowRank { q_a_proj, q_b_proj },
+                QueryOffsets::LowRank {
                     q_a_proj: a,
                     q_b_proj: b,
                     ..
-                } = &at.query
-                else {
-                    unreachable!("matched above")
-                };
-                pack(a, hidden, q_a_proj);
+                },
+            ) => {
+                pack(a, dims.hidden, q_a_proj);
                 pack(b, q_a_proj.out_features(), q_b_proj);
             }
             _ => unreachable!("weights and layout come from one configuration"),
         }
-        pack(&at.kv_a_proj_with_mqa, hidden, &mut self.kv_a_proj_with_mqa);
-        pack(
-            &at.o_proj,
-            config.num_attention_heads * config.v_head_dim,
-            &mut self.o_proj,
-        );
-        let kv_b = Mat::new(&p[at.kv_b_proj.clone()], config.kv_lora_rank);
-        let (nope, value) = (config.qk_nope_head_dim, config.v_head_dim);
+        let kv_a = &mut self.kv_a_proj_with_mqa;
+        pack(&at.kv_a_proj_with_mqa, dims.hidden, kv_a);
+        pack(&at.o_proj, dims.heads * dims.value, &mut self.o_proj);
+        let kv_b = Mat::new(&p[at.kv_b_proj.clone()], dims.rank);
+        let (nope, value) = (dims.nope, dims.value);
         for (h, (key_up, value_up)) in self.key_up.iter_mut().zip(&mut self.value_up).enumerate() {
             let start = h * (nope + value);
             backend.pack(kv_b.rows(start..start + nope), key_up);
@@ -110,14 +145,19 @@ impl MlaWeights {
 }
 
 impl Mla<'_> {
+    fn dims(&self) -> Dims {
+        Dims::new(self.config)
+    }
+
+    /// The absorbed form: every head attends to the one latent.
     fn heads(&self) -> Heads {
-        let config = self.config;
+        let dims = self.dims();
         Heads {
-            heads: config.num_attention_heads,
+            heads: dims.heads,
             kv_heads: 1,
-            qk_dim: config.kv_lora_rank + config.qk_rope_head_dim,
-            v_dim: config.kv_lora_rank,
-            scale: (1.0 / (config.qk_head_dim() as f64).sqrt()) as f32,
+            qk_dim: dims.width,
+            v_dim: dims.rank,
+            scale: (1.0 / (dims.head_dim as f64).sqrt()) as f32,
         }
     }
 
@@ -137,134 +177,22 @@ impl Mla<'_> {
         acts: &mut LayerActivations,
         cache: Option<(&mut KvCache, usize)>,
     ) {
-        let (backend, config) = (self.backend, self.config);
-        let (hidden, rank, rope) = (
-            config.hidden_size,
-            config.kv_lora_rank,
-            config.qk_rope_head_dim,
-        );
-        let (heads, nope, value) = (
-            config.num_attention_heads,
-            config.qk_nope_head_dim,
-            config.v_head_dim,
-        );
-        let (head_dim, width) = (nope + rope, rank + rope);
-        let LayerActivations {
-            attention_input,
-            q,
-            kv_a,
-            latent,
-            q_latent,
-            ..
-        } = acts;
-        let (out_latent, attention_out) = (&mut acts.out_latent, &mut acts.attention_out);
-
         // 1. h = norm(x)
-        let weight = &self.params[at.input_layernorm.clone()];
-        let x = Mat::new(residual, hidden);
-        let h = MatMut::new(attention_input, hidden);
-        backend.rmsnorm(
-            x,
-            weight,
-            config.rms_norm_eps as f32,
-            h,
-            &mut acts.attention_inv_rms,
-        );
-        let h = Mat::new(attention_input, hidden);
-
+        self.norm(at, residual, acts);
         // 2. q = W_Q h, or W_UQ norm(W_DQ h)
-        match (&weights.query, &at.query) {
-            (
-                QueryWeights::LowRank { q_a_proj, q_b_proj },
-                QueryOffsets::LowRank { q_a_layernorm, .. },
-            ) => {
-                let r = q_a_proj.out_features();
-                backend.matmul_nt(h, q_a_proj, MatMut::new(&mut acts.q_a, r), false);
-                let weight = &self.params[q_a_layernorm.clone()];
-                let normed = MatMut::new(&mut acts.q_a_normed, r);
-                let q_a = Mat::new(&acts.q_a, r);
-                backend.rmsnorm(q_a, weight, LATENT_NORM_EPS, normed, &mut acts.q_a_inv_rms);
-                let normed = Mat::new(&acts.q_a_normed, r);
-                backend.matmul_nt(normed, q_b_proj, MatMut::new(q, heads * head_dim), false);
-            }
-            (QueryWeights::Direct { q_proj }, _) => {
-                backend.matmul_nt(h, q_proj, MatMut::new(q, heads * head_dim), false);
-            }
-            _ => unreachable!("weights and layout come from one configuration"),
-        }
-
+        self.project_queries(weights, at, acts);
         // 3. c, k_rope = W_DKV h
-        backend.matmul_nt(
-            h,
-            &weights.kv_a_proj_with_mqa,
-            MatMut::new(kv_a, width),
-            false,
-        );
-
+        self.project_latent(weights, acts);
         // 4. latent = norm(c), rotated k_rope; q_rope rotated
-        let kv = Mat::new(kv_a, width);
-        let weight = &self.params[at.kv_a_layernorm.clone()];
-        let normed = MatMut::new(latent, width).columns(0, rank);
-        backend.rmsnorm(
-            kv.columns(0, rank),
-            weight,
-            LATENT_NORM_EPS,
-            normed,
-            &mut acts.kv_a_inv_rms,
-        );
-        let rotary = (MatMut::new(latent, width).columns(rank, rope), rope);
-        backend.copy_heads((kv.columns(rank, rope), rope), rotary, 1, rope, false);
-        self.rotate(MatMut::new(latent, width), width, &batch.positions, false);
-        self.rotate(
-            MatMut::new(q, heads * head_dim),
-            head_dim,
-            &batch.positions,
-            false,
-        );
-
+        self.norm_and_rotate(at, batch, acts);
         // 5. q_latent = W_UKᵀ q_nope, q_rope
-        let q = Mat::new(q, heads * head_dim);
-        let to = MatMut::new(q_latent, heads * width);
-        backend.per_head_nn(q, head_dim, &weights.key_up, to, width, false);
-        let rotary = MatMut::new(q_latent, heads * width).columns(rank, heads * width - rank);
-        let from = q.columns(nope, heads * head_dim - nope);
-        backend.copy_heads((from, head_dim), (rotary, width), heads, rope, false);
-
+        self.absorb_queries(weights, acts);
         // 6. out_latent = softmax(scale q_latent latentᵀ) latent
-        let queries = Mat::new(q_latent, heads * width);
-        let to = MatMut::new(out_latent, heads * rank);
-        let stats = &mut acts.attention_stats;
-        let own = Mat::new(latent, width);
-        match (cache, &batch.places) {
-            (Some((cache, layer)), Some(places)) => {
-                let block_size = cache.block_size();
-                let rows = &mut cache.layers[layer];
-                backend.write_rows(own, &places.slot_mapping, MatMut::new(rows, width));
-                let keys = Mat::new(rows, width);
-                let qkv = [queries, keys, keys.columns(0, rank)];
-                backend.attention(qkv, &self.heads(), &batch.sequences(block_size), to, stats);
-            }
-            (None, None) => {
-                let qkv = [queries, own, own.columns(0, rank)];
-                backend.attention(qkv, &self.heads(), &batch.sequences(1), to, stats);
-            }
-            _ => panic!("a cache and places in it go together"),
-        }
-
+        self.attend(batch, acts, cache);
         // 7. out = W_UV out_latent
-        let from = Mat::new(out_latent, heads * rank);
-        let to = MatMut::new(attention_out, heads * value);
-        backend.per_head_nt(from, rank, &weights.value_up, to, value, false);
-
+        self.expand_values(weights, acts);
         // 8. middle = x + W_O out
-        acts.middle.copy_from_slice(residual);
-        let out = Mat::new(attention_out, heads * value);
-        backend.matmul_nt(
-            out,
-            &weights.o_proj,
-            MatMut::new(&mut acts.middle, hidden),
-            true,
-        );
+        self.project_out(weights, residual, acts);
     }
 
     /// The gradient of the residual stream, d.residual, from after the attention to before it.
@@ -278,118 +206,99 @@ impl Mla<'_> {
         d: &mut Gradients,
         grads: &mut [f32],
     ) {
-        let (backend, config, precision) = (self.backend, self.config, self.numerics.precision);
-        let (hidden, rank, rope) = (
-            config.hidden_size,
-            config.kv_lora_rank,
-            config.qk_rope_head_dim,
-        );
-        let (heads, nope, value) = (
-            config.num_attention_heads,
-            config.qk_nope_head_dim,
-            config.v_head_dim,
-        );
-        let (head_dim, width) = (nope + rope, rank + rope);
-        let h = Mat::new(&acts.attention_input, hidden);
-        let latent = Mat::new(&acts.latent, width);
-        let out_latent = Mat::new(&acts.out_latent, heads * rank);
-
         // 8. middle = x + W_O out
-        let out = Mat::new(&acts.attention_out, heads * value);
-        let dmiddle = Mat::new(&d.residual, hidden);
-        backend.matmul_tn(dmiddle, out, precision, &mut grads[at.o_proj.clone()]);
-        let dout = MatMut::new(&mut d.attention_out, heads * value);
-        backend.matmul_nn(dmiddle, &weights.o_proj, dout, false);
-
+        self.project_out_backward(weights, at, acts, d, grads);
         // 7. out = W_UV out_latent
-        let dout = Mat::new(&d.attention_out, heads * value);
-        let dkv_b = &mut grads[at.kv_b_proj.clone()];
-        let step = (nope + value) * rank;
-        let (dy, x) = ((dout, value), (out_latent, rank));
-        backend.per_head_tn(
-            dy,
-            value,
-            x,
-            rank,
-            precision,
-            &mut dkv_b[nope * rank..],
-            step,
-        );
-        let to = MatMut::new(&mut d.out_latent, heads * rank);
-        backend.per_head_nn(dout, value, &weights.value_up, to, rank, false);
-
+        self.expand_values_backward(weights, at, acts, d, grads);
         // 6. out_latent = softmax(scale q_latent latentᵀ) latent
-        let qkv = [
-            Mat::new(&acts.q_latent, heads * width),
-            latent,
-            latent.columns(0, rank),
-        ];
-        let dqkv = [
-            MatMut::new(&mut d.q_latent, heads * width),
-            MatMut::new(&mut d.latent, width),
-            MatMut::new(&mut d.values, rank),
-        ];
-        let (shape, sequences) = (self.heads(), batch.sequences(1));
-        let (stats, dto) = (&acts.attention_stats, Mat::new(&d.out_latent, heads * rank));
-        backend.attention_backward(qkv, &shape, &sequences, out_latent, stats, dto, dqkv);
-        let keys = (MatMut::new(&mut d.latent, width), width);
-        backend.copy_heads((Mat::new(&d.values, rank), rank), keys, 1, rank, true);
-
+        self.attend_backward(batch, acts, d);
         // 5. q_latent = W_UKᵀ q_nope, q_rope
-        let dq_latent = Mat::new(&d.q_latent, heads * width);
-        let q = Mat::new(&acts.q, heads * head_dim);
-        let (dy, x) = ((q, head_dim), (dq_latent, width));
-        backend.per_head_tn(dy, nope, x, rank, precision, dkv_b, step);
-        let dq = MatMut::new(&mut d.q, heads * head_dim);
-        backend.per_head_nt(dq_latent, width, &weights.key_up, dq, head_dim, false);
-        let from = dq_latent.columns(rank, heads * width - rank);
-        let to = MatMut::new(&mut d.q, heads * head_dim).columns(nope, heads * head_dim - nope);
-        backend.copy_heads((from, width), (to, head_dim), heads, rope, false);
-
+        self.absorb_queries_backward(weights, at, acts, d, grads);
         // 4. latent = norm(c), rotated k_rope; q_rope rotated
-        self.rotate(
-            MatMut::new(&mut d.q, heads * head_dim),
-            head_dim,
-            &batch.positions,
-            true,
-        );
-        self.rotate(
-            MatMut::new(&mut d.latent, width),
-            width,
-            &batch.positions,
-            true,
-        );
-        let dlatent = Mat::new(&d.latent, width);
-        let rotary = (MatMut::new(&mut d.kv_a, width).columns(rank, rope), rope);
-        backend.copy_heads((dlatent.columns(rank, rope), rope), rotary, 1, rope, false);
-        let c = Mat::new(&acts.kv_a, width).columns(0, rank);
-        backend.rmsnorm_backward(
-            c,
-            &self.params[at.kv_a_layernorm.clone()],
-            &acts.kv_a_inv_rms,
-            dlatent.columns(0, rank),
-            MatMut::new(&mut d.kv_a, width).columns(0, rank),
-            false,
-            &mut grads[at.kv_a_layernorm.clone()],
-        );
-
+        self.norm_and_rotate_backward(at, batch, acts, d, grads);
         // 3. c, k_rope = W_DKV h
-        let dkv_a = Mat::new(&d.kv_a, width);
-        backend.matmul_tn(
-            dkv_a,
-            h,
-            precision,
-            &mut grads[at.kv_a_proj_with_mqa.clone()],
-        );
-        let dh = MatMut::new(&mut d.normed, hidden);
-        backend.matmul_nn(dkv_a, &weights.kv_a_proj_with_mqa, dh, false);
-
+        self.project_latent_backward(weights, at, acts, d, grads);
         // 2. q = W_Q h, or W_UQ norm(W_DQ h)
-        let dq = Mat::new(&d.q, heads * head_dim);
+        self.project_queries_backward(weights, at, acts, d, grads);
+        // 1. h = norm(x)
+        self.norm_backward(at, residual, acts, d, grads);
+    }
+
+    fn norm(&self, at: &LayerOffsets, residual: &[f32], acts: &mut LayerActivations) {
+        let hidden = self.config.hidden_size;
+        let (x, eps) = (Mat::new(residual, hidden), self.config.rms_norm_eps as f32);
+        let weight = &self.params[at.input_layernorm.clone()];
+        let h = MatMut::new(&mut acts.attention_input, hidden);
+        let inv_rms = &mut acts.attention_inv_rms;
+        self.backend.rmsnorm(x, weight, eps, h, inv_rms);
+    }
+
+    /// Adds to d.residual.
+    fn norm_backward(
+        &self,
+        at: &LayerOffsets,
+        residual: &[f32],
+        acts: &LayerActivations,
+        d: &mut Gradients,
+        grads: &mut [f32],
+    ) {
+        let hidden = self.config.hidden_size;
+        self.backend.rmsnorm_backward(
+            Mat::new(residual, hidden),
+            &self.params[at.input_layernorm.clone()],
+            &acts.attention_inv_rms,
+            Mat::new(&d.normed, hidden),
+            MatMut::new(&mut d.residual, hidden),
+            true,
+            &mut grads[at.input_layernorm.clone()],
+        );
+    }
+
+    fn project_queries(
+        &self,
+        weights: &MlaWeights,
+        at: &LayerOffsets,
+        acts: &mut LayerActivations,
+    ) {
+        let (backend, dims) = (self.backend, self.dims());
+        let h = Mat::new(&acts.attention_input, dims.hidden);
+        let q = MatMut::new(&mut acts.q, dims.heads * dims.head_dim);
+        match (&weights.query, &at.query) {
+            (QueryWeights::Direct { q_proj }, _) => backend.matmul_nt(h, q_proj, q, false),
+            (
+                QueryWeights::LowRank { q_a_proj, q_b_proj },
+                QueryOffsets::LowRank { q_a_layernorm, .. },
+            ) => {
+                let r = q_a_proj.out_features();
+                backend.matmul_nt(h, q_a_proj, MatMut::new(&mut acts.q_a, r), false);
+                let weight = &self.params[q_a_layernorm.clone()];
+                let normed = MatMut::new(&mut acts.q_a_normed, r);
+                let q_a = Mat::new(&acts.q_a, r);
+                backend.rmsnorm(q_a, weight, LATENT_NORM_EPS, normed, &mut acts.q_a_inv_rms);
+                let normed = Mat::new(&acts.q_a_normed, r);
+                backend.matmul_nt(normed, q_b_proj, q, false);
+            }
+            _ => unreachable!("weights and layout come from one configuration"),
+        }
+    }
+
+    /// Adds to d.normed.
+    fn project_queries_backward(
+        &self,
+        weights: &MlaWeights,
+        at: &LayerOffsets,
+        acts: &LayerActivations,
+        d: &mut Gradients,
+        grads: &mut [f32],
+    ) {
+        let (backend, dims, precision) = (self.backend, self.dims(), self.numerics.precision);
+        let h = Mat::new(&acts.attention_input, dims.hidden);
+        let dq = Mat::new(&d.q, dims.heads * dims.head_dim);
+        let dh = MatMut::new(&mut d.normed, dims.hidden);
         match (&weights.query, &at.query) {
             (QueryWeights::Direct { q_proj }, QueryOffsets::Direct { q_proj: range }) => {
                 backend.matmul_tn(dq, h, precision, &mut grads[range.clone()]);
-                backend.matmul_nn(dq, q_proj, MatMut::new(&mut d.normed, hidden), true);
+                backend.matmul_nn(dq, q_proj, dh, true);
             }
             (
                 QueryWeights::LowRank { q_a_proj, q_b_proj },
@@ -415,20 +324,218 @@ impl Mla<'_> {
                 );
                 let dq_a = Mat::new(&d.q_a, r);
                 backend.matmul_tn(dq_a, h, precision, &mut grads[a.clone()]);
-                backend.matmul_nn(dq_a, q_a_proj, MatMut::new(&mut d.normed, hidden), true);
+                backend.matmul_nn(dq_a, q_a_proj, dh, true);
             }
             _ => unreachable!("weights and layout come from one configuration"),
         }
+    }
 
-        // 1. h = norm(x)
+    fn project_latent(&self, weights: &MlaWeights, acts: &mut LayerActivations) {
+        let dims = self.dims();
+        let h = Mat::new(&acts.attention_input, dims.hidden);
+        let kv_a = MatMut::new(&mut acts.kv_a, dims.width);
+        self.backend
+            .matmul_nt(h, &weights.kv_a_proj_with_mqa, kv_a, false);
+    }
+
+    /// Writes d.normed.
+    fn project_latent_backward(
+        &self,
+        weights: &MlaWeights,
+        at: &LayerOffsets,
+        acts: &LayerActivations,
+        d: &mut Gradients,
+        grads: &mut [f32],
+    ) {
+        let (backend, dims, precision) = (self.backend, self.dims(), self.numerics.precision);
+        let h = Mat::new(&acts.attention_input, dims.hidden);
+        let dkv_a = Mat::new(&d.kv_a, dims.width);
+        let dweight = &mut grads[at.kv_a_proj_with_mqa.clone()];
+        backend.matmul_tn(dkv_a, h, precision, dweight);
+        let dh = MatMut::new(&mut d.normed, dims.hidden);
+        backend.matmul_nn(dkv_a, &weights.kv_a_proj_with_mqa, dh, false);
+    }
+
+    fn norm_and_rotate(&self, at: &LayerOffsets, batch: &Batch, acts: &mut LayerActivations) {
+        let (backend, dims) = (self.backend, self.dims());
+        let (rank, rope, width) = (dims.rank, dims.rope, dims.width);
+        let kv = Mat::new(&acts.kv_a, width);
+        let (c, weight) = (kv.columns(0, rank), &self.params[at.kv_a_layernorm.clone()]);
+        let normed = MatMut::new(&mut acts.latent, width).columns(0, rank);
+        backend.rmsnorm(c, weight, LATENT_NORM_EPS, normed, &mut acts.kv_a_inv_rms);
+        let to = MatMut::new(&mut acts.latent, width).columns(rank, rope);
+        backend.copy_heads((kv.columns(rank, rope), rope), (to, rope), 1, rope, false);
+        let (latent, positions) = (MatMut::new(&mut acts.latent, width), &batch.positions);
+        self.rotate(latent, width, positions, false);
+        let q = MatMut::new(&mut acts.q, dims.heads * dims.head_dim);
+        self.rotate(q, dims.head_dim, positions, false);
+    }
+
+    /// d.kv_a from d.latent; d.q rotated back.
+    fn norm_and_rotate_backward(
+        &self,
+        at: &LayerOffsets,
+        batch: &Batch,
+        acts: &LayerActivations,
+        d: &mut Gradients,
+        grads: &mut [f32],
+    ) {
+        let (backend, dims) = (self.backend, self.dims());
+        let (rank, rope, width) = (dims.rank, dims.rope, dims.width);
+        let dq = MatMut::new(&mut d.q, dims.heads * dims.head_dim);
+        self.rotate(dq, dims.head_dim, &batch.positions, true);
+        let dlatent = MatMut::new(&mut d.latent, width);
+        self.rotate(dlatent, width, &batch.positions, true);
+        let dlatent = Mat::new(&d.latent, width);
+        let (from, to) = (dlatent.columns(rank, rope), MatMut::new(&mut d.kv_a, width));
+        backend.copy_heads((from, rope), (to.columns(rank, rope), rope), 1, rope, false);
         backend.rmsnorm_backward(
-            Mat::new(residual, hidden),
-            &self.params[at.input_layernorm.clone()],
-            &acts.attention_inv_rms,
-            Mat::new(&d.normed, hidden),
-            MatMut::new(&mut d.residual, hidden),
-            true,
-            &mut grads[at.input_layernorm.clone()],
+            Mat::new(&acts.kv_a, width).columns(0, rank),
+            &self.params[at.kv_a_layernorm.clone()],
+            &acts.kv_a_inv_rms,
+            dlatent.columns(0, rank),
+            MatMut::new(&mut d.kv_a, width).columns(0, rank),
+            false,
+            &mut grads[at.kv_a_layernorm.clone()],
         );
+    }
+
+    fn absorb_queries(&self, weights: &MlaWeights, acts: &mut LayerActivations) {
+        let (backend, dims) = (self.backend, self.dims());
+        let (heads, head_dim, width) = (dims.heads, dims.head_dim, dims.width);
+        let q = Mat::new(&acts.q, heads * head_dim);
+        let to = MatMut::new(&mut acts.q_latent, heads * width);
+        backend.per_head_nn(q, head_dim, &weights.key_up, to, width, false);
+        let from = q.columns(dims.nope, heads * head_dim - dims.nope);
+        let to = MatMut::new(&mut acts.q_latent, heads * width);
+        let to = to.columns(dims.rank, heads * width - dims.rank);
+        backend.copy_heads((from, head_dim), (to, width), heads, dims.rope, false);
+    }
+
+    /// d.q from d.q_latent.
+    fn absorb_queries_backward(
+        &self,
+        weights: &MlaWeights,
+        at: &LayerOffsets,
+        acts: &LayerActivations,
+        d: &mut Gradients,
+        grads: &mut [f32],
+    ) {
+        let (backend, dims, precision) = (self.backend, self.dims(), self.numerics.precision);
+        let (heads, head_dim, width) = (dims.heads, dims.head_dim, dims.width);
+        let q = (Mat::new(&acts.q, heads * head_dim), head_dim);
+        let dq_latent = Mat::new(&d.q_latent, heads * width);
+        let x = (dq_latent, width);
+        let (dkey_up, step) = (&mut grads[at.kv_b_proj.clone()], dims.kv_b_step());
+        backend.per_head_tn(q, dims.nope, x, dims.rank, precision, dkey_up, step);
+        let dq = MatMut::new(&mut d.q, heads * head_dim);
+        backend.per_head_nt(dq_latent, width, &weights.key_up, dq, head_dim, false);
+        let from = dq_latent.columns(dims.rank, heads * width - dims.rank);
+        let to = MatMut::new(&mut d.q, heads * head_dim);
+        let to = to.columns(dims.nope, heads * head_dim - dims.nope);
+        backend.copy_heads((from, width), (to, head_dim), heads, dims.rope, false);
+    }
+
+    fn attend(
+        &self,
+        batch: &Batch,
+        acts: &mut LayerActivations,
+        cache: Option<(&mut KvCache, usize)>,
+    ) {
+        let (backend, dims) = (self.backend, self.dims());
+        let queries = Mat::new(&acts.q_latent, dims.heads * dims.width);
+        let own = Mat::new(&acts.latent, dims.width);
+        let (keys, block_size) = match (cache, &batch.places) {
+            (Some((cache, layer)), Some(places)) => {
+                let block_size = cache.block_size();
+                let rows = &mut cache.layers[layer];
+                backend.write_rows(own, &places.slot_mapping, MatMut::new(rows, dims.width));
+                (Mat::new(rows, dims.width), block_size)
+            }
+            (None, None) => (own, 1),
+            _ => panic!("a cache and places in it go together"),
+        };
+        let qkv = [queries, keys, keys.columns(0, dims.rank)];
+        let (shape, sequences) = (self.heads(), batch.sequences(block_size));
+        let to = MatMut::new(&mut acts.out_latent, dims.heads * dims.rank);
+        backend.attention(qkv, &shape, &sequences, to, &mut acts.attention_stats);
+    }
+
+    /// d.q_latent and d.latent from d.out_latent.
+    fn attend_backward(&self, batch: &Batch, acts: &LayerActivations, d: &mut Gradients) {
+        let (backend, dims) = (self.backend, self.dims());
+        let (heads, rank, width) = (dims.heads, dims.rank, dims.width);
+        let keys = Mat::new(&acts.latent, width);
+        let queries = Mat::new(&acts.q_latent, heads * width);
+        let qkv = [queries, keys, keys.columns(0, rank)];
+        let dqkv = [
+            MatMut::new(&mut d.q_latent, heads * width),
+            MatMut::new(&mut d.latent, width),
+            MatMut::new(&mut d.values, rank),
+        ];
+        let (shape, sequences) = (self.heads(), batch.sequences(1));
+        let out = Mat::new(&acts.out_latent, heads * rank);
+        let dout = Mat::new(&d.out_latent, heads * rank);
+        let stats = &acts.attention_stats;
+        backend.attention_backward(qkv, &shape, &sequences, out, stats, dout, dqkv);
+        // The latent is key and value.
+        let dvalues = (Mat::new(&d.values, rank), rank);
+        let dkeys = (MatMut::new(&mut d.latent, width), width);
+        backend.copy_heads(dvalues, dkeys, 1, rank, true);
+    }
+
+    fn expand_values(&self, weights: &MlaWeights, acts: &mut LayerActivations) {
+        let dims = self.dims();
+        let (rank, value) = (dims.rank, dims.value);
+        let out_latent = Mat::new(&acts.out_latent, dims.heads * rank);
+        let out = MatMut::new(&mut acts.attention_out, dims.heads * value);
+        self.backend
+            .per_head_nt(out_latent, rank, &weights.value_up, out, value, false);
+    }
+
+    /// d.out_latent from d.attention_out.
+    fn expand_values_backward(
+        &self,
+        weights: &MlaWeights,
+        at: &LayerOffsets,
+        acts: &LayerActivations,
+        d: &mut Gradients,
+        grads: &mut [f32],
+    ) {
+        let (backend, dims, precision) = (self.backend, self.dims(), self.numerics.precision);
+        let (heads, rank, value) = (dims.heads, dims.rank, dims.value);
+        let dout = Mat::new(&d.attention_out, heads * value);
+        let out_latent = Mat::new(&acts.out_latent, heads * rank);
+        let (dy, x) = ((dout, value), (out_latent, rank));
+        // A head's rows of kv_b_proj: first those of its key, then those of its value.
+        let dvalue_up = &mut grads[at.kv_b_proj.clone()][dims.nope * rank..];
+        backend.per_head_tn(dy, value, x, rank, precision, dvalue_up, dims.kv_b_step());
+        let to = MatMut::new(&mut d.out_latent, heads * rank);
+        backend.per_head_nn(dout, value, &weights.value_up, to, rank, false);
+    }
+
+    fn project_out(&self, weights: &MlaWeights, residual: &[f32], acts: &mut LayerActivations) {
+        let dims = self.dims();
+        acts.middle.copy_from_slice(residual);
+        let out = Mat::new(&acts.attention_out, dims.heads * dims.value);
+        let middle = MatMut::new(&mut acts.middle, dims.hidden);
+        self.backend.matmul_nt(out, &weights.o_proj, middle, true);
+    }
+
+    /// d.attention_out from d.residual, which stays: x is added as it is.
+    fn project_out_backward(
+        &self,
+        weights: &MlaWeights,
+        at: &LayerOffsets,
+        acts: &LayerActivations,
+        d: &mut Gradients,
+        grads: &mut [f32],
+    ) {
+        let (backend, dims, precision) = (self.backend, self.dims(), self.numerics.precision);
+        let out = Mat::new(&acts.attention_out, dims.heads * dims.value);
+        let dmiddle = Mat::new(&d.residual, dims.hidden);
+        backend.matmul_tn(dmiddle, out, precision, &mut grads[at.o_proj.clone()]);
+        let dout = MatMut::new(&mut d.attention_out, dims.heads * dims.value);
+        backend.matmul_nn(dmiddle, &weights.o_proj, dout, false);
     }
 }

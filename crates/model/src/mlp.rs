@@ -1,7 +1,7 @@
 //! The feed-forward half of a layer: dense SwiGLU, or DeepSeekMoE (DeepSeek-V3, section 2.1.2) with
 //! shared experts, sigmoid scores and a bias that steers selection only.
 
-use crate::activations::{Gradients, LayerActivations, SwigluActivations};
+use crate::activations::{Gradients, LayerActivations, MoeActivations, SwigluActivations};
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::layout::{LayerOffsets, MlpOffsets, MoeOffsets, SwigluOffsets};
@@ -213,7 +213,7 @@ impl Mlp<'_> {
         mut out: MatMut,
     ) {
         let (backend, config) = (self.backend, self.config);
-        let (hidden, width) = (config.hidden_size, config.moe_intermediate_size);
+        let hidden = config.hidden_size;
         let h = Mat::new(&acts.mlp_input, hidden);
         let moe = &mut acts.moe;
         moe.resize(config, h.rows);
@@ -222,32 +222,13 @@ impl Mlp<'_> {
         let logits = MatMut::new(&mut moe.logits, routing.experts);
         backend.matmul_nt(h, &weights.gate, logits, false);
         // 2. scores, experts and their weights
-        backend.router(
-            Mat::new(&moe.logits, routing.experts),
-            &self.params[at.e_score_correction_bias.clone()],
-            &routing,
-            &mut moe.scores,
-            &mut moe.expert_ids,
-            &mut moe.expert_weights,
-        );
+        self.route(at, moe);
         // 3. rows sorted by expert
         let (ids, offsets) = (&moe.expert_ids, &mut moe.offsets);
         backend.dispatch(ids, &routing, offsets, &mut moe.token_of, &mut moe.slot_of);
         backend.gather_rows(h, &moe.token_of, MatMut::new(&mut moe.input, hidden));
         // 4. SwiGLU of each expert
-        let (input, offsets) = (Mat::new(&moe.input, hidden), &moe.offsets);
-        let SwigluActivations { gate, up, product } = &mut moe.swiglu;
-        let to = MatMut::new(gate, width);
-        backend.grouped_matmul_nt(input, &weights.experts_gate_proj, offsets, to, false);
-        let to = MatMut::new(up, width);
-        backend.grouped_matmul_nt(input, &weights.experts_up_proj, offsets, to, false);
-        let to = MatMut::new(product, width);
-        backend.swiglu(Mat::new(gate, width), Mat::new(up, width), to);
-        let (product, to) = (
-            Mat::new(product, width),
-            MatMut::new(&mut moe.output, hidden),
-        );
-        backend.grouped_matmul_nt(product, &weights.experts_down_proj, offsets, to, false);
+        self.swiglu_of_experts(weights, moe);
         // 5. out += shared
         if let Some(shared) = &weights.shared {
             shared.forward(backend, h, &mut acts.mlp, out.reborrow());
@@ -313,9 +294,8 @@ impl Mlp<'_> {
         d: &mut Gradients,
         grads: &mut [f32],
     ) -> f32 {
-        let (backend, config, precision) = (self.backend, self.config, self.numerics.precision);
-        let (hidden, width) = (config.hidden_size, config.moe_intermediate_size);
-        let (routing, moe) = (self.routing(), &acts.moe);
+        let (backend, hidden) = (self.backend, self.config.hidden_size);
+        let (precision, moe) = (self.numerics.precision, &acts.moe);
         let h = Mat::new(&acts.mlp_input, hidden);
         let dout = Mat::new(&d.residual, hidden);
         // 6. out += weighted experts
@@ -340,25 +320,102 @@ impl Mlp<'_> {
             d.normed.fill(0.0);
         }
         // 4. SwiGLU of each expert
-        let offsets = &moe.offsets;
-        let (input, product) = (
-            Mat::new(&moe.input, hidden),
-            Mat::new(&moe.swiglu.product, width),
+        self.swiglu_of_experts_backward(weights, at, moe, d, grads);
+        // 3. rows sorted by expert
+        let (dinput, dh) = (
+            Mat::new(&d.moe_input, hidden),
+            MatMut::new(&mut d.normed, hidden),
         );
-        let dy = Mat::new(&d.moe_output, hidden);
+        backend.scatter_add(dinput, &moe.slot_of, dh);
+        // 2. scores, experts and their weights
+        let balance_loss = self.route_backward(batch, balance_loss_alpha, moe, d);
+        // 1. logits = W_gate h
+        let dlogits = Mat::new(&d.logits, self.config.n_routed_experts);
+        backend.matmul_tn(dlogits, h, Precision::F32, &mut grads[at.gate.clone()]);
+        let dh = MatMut::new(&mut d.normed, hidden);
+        backend.matmul_nn(dlogits, &weights.gate, dh, true);
+        balance_loss
+    }
+
+    fn route(&self, at: &MoeOffsets, moe: &mut MoeActivations) {
+        let routing = self.routing();
+        self.backend.router(
+            Mat::new(&moe.logits, routing.experts),
+            &self.params[at.e_score_correction_bias.clone()],
+            &routing,
+            &mut moe.scores,
+            &mut moe.expert_ids,
+            &mut moe.expert_weights,
+        );
+    }
+
+    /// d.logits from d.expert_weights and the balance loss, which is returned.
+    fn route_backward(
+        &self,
+        batch: &Batch,
+        balance_loss_alpha: f32,
+        moe: &MoeActivations,
+        d: &mut Gradients,
+    ) -> f32 {
+        let (backend, routing) = (self.backend, self.routing());
+        let (scores, ids) = (&moe.scores, &moe.expert_ids);
+        let (cu_seqlens, alpha) = (&batch.cu_seqlens, balance_loss_alpha);
+        let balance_loss =
+            backend.balance_loss(scores, ids, &routing, cu_seqlens, alpha, &mut d.scores);
+        let (dweights, dscores) = (&d.expert_weights, &d.scores);
+        backend.router_backward(scores, ids, dweights, &routing, dscores, &mut d.logits);
+        balance_loss
+    }
+
+    /// output = W_down (silu(W_gate x) * W_up x) of each expert over its own rows.
+    fn swiglu_of_experts(&self, weights: &MoeWeights, moe: &mut MoeActivations) {
+        let (backend, config) = (self.backend, self.config);
+        let (hidden, width) = (config.hidden_size, config.moe_intermediate_size);
+        let (input, offsets) = (Mat::new(&moe.input, hidden), &moe.offsets);
+        let SwigluActivations { gate, up, product } = &mut moe.swiglu;
+        // 1. gate, up
+        let to = MatMut::new(gate, width);
+        backend.grouped_matmul_nt(input, &weights.experts_gate_proj, offsets, to, false);
+        let to = MatMut::new(up, width);
+        backend.grouped_matmul_nt(input, &weights.experts_up_proj, offsets, to, false);
+        // 2. product = silu(gate) * up
+        let to = MatMut::new(product, width);
+        backend.swiglu(Mat::new(gate, width), Mat::new(up, width), to);
+        // 3. output = W_down product
+        let (product, to) = (
+            Mat::new(product, width),
+            MatMut::new(&mut moe.output, hidden),
+        );
+        backend.grouped_matmul_nt(product, &weights.experts_down_proj, offsets, to, false);
+    }
+
+    /// d.moe_input from d.moe_output.
+    fn swiglu_of_experts_backward(
+        &self,
+        weights: &MoeWeights,
+        at: &MoeOffsets,
+        moe: &MoeActivations,
+        d: &mut Gradients,
+        grads: &mut [f32],
+    ) {
+        let (backend, config, precision) = (self.backend, self.config, self.numerics.precision);
+        let (hidden, width) = (config.hidden_size, config.moe_intermediate_size);
+        let (input, offsets) = (Mat::new(&moe.input, hidden), &moe.offsets);
+        let SwigluActivations { gate, up, product } = &moe.swiglu;
+        // 3. output = W_down product
+        let (dy, product) = (Mat::new(&d.moe_output, hidden), Mat::new(product, width));
         let to = &mut grads[at.experts_down_proj.clone()];
         backend.grouped_matmul_tn(dy, product, offsets, precision, to);
         let to = MatMut::new(&mut d.moe.product, width);
         backend.grouped_matmul_nn(dy, &weights.experts_down_proj, offsets, to, false);
-        let (gate, up) = (
-            Mat::new(&moe.swiglu.gate, width),
-            Mat::new(&moe.swiglu.up, width),
-        );
+        // 2. product = silu(gate) * up
+        let (gate, up) = (Mat::new(gate, width), Mat::new(up, width));
         let (dgate, dup) = (
             MatMut::new(&mut d.moe.gate, width),
             MatMut::new(&mut d.moe.up, width),
         );
         backend.swiglu_backward(gate, up, Mat::new(&d.moe.product, width), dgate, dup);
+        // 1. gate, up
         let (dgate, dup) = (Mat::new(&d.moe.gate, width), Mat::new(&d.moe.up, width));
         let to = &mut grads[at.experts_up_proj.clone()];
         backend.grouped_matmul_tn(dup, input, offsets, precision, to);
@@ -368,40 +425,5 @@ impl Mlp<'_> {
         backend.grouped_matmul_tn(dgate, input, offsets, precision, to);
         let to = MatMut::new(&mut d.moe_input, hidden);
         backend.grouped_matmul_nn(dgate, &weights.experts_gate_proj, offsets, to, true);
-        // 3. rows sorted by expert
-        let (dinput, dh) = (
-            Mat::new(&d.moe_input, hidden),
-            MatMut::new(&mut d.normed, hidden),
-        );
-        backend.scatter_add(dinput, &moe.slot_of, dh);
-        // 2. scores, experts and their weights
-        let (scores, ids) = (&moe.scores, &moe.expert_ids);
-        let (cu_seqlens, dscores) = (&batch.cu_seqlens, &mut d.scores);
-        let balance_loss = backend.balance_loss(
-            scores,
-            ids,
-            &routing,
-            cu_seqlens,
-            balance_loss_alpha,
-            dscores,
-        );
-        backend.router_backward(
-            scores,
-            ids,
-            &d.expert_weights,
-            &routing,
-            &d.scores,
-            &mut d.logits,
-        );
-        // 1. logits = W_gate h
-        let dlogits = Mat::new(&d.logits, routing.experts);
-        backend.matmul_tn(dlogits, h, Precision::F32, &mut grads[at.gate.clone()]);
-        backend.matmul_nn(
-            dlogits,
-            &weights.gate,
-            MatMut::new(&mut d.normed, hidden),
-            true,
-        );
-        balance_loss
     }
 }

@@ -1,6 +1,6 @@
 //! The model: one forward for training, prefill and decoding, and its backward.
 
-use crate::activations::Activations;
+use crate::activations::{Activations, Gradients};
 use crate::batch::{Batch, KvCache};
 use crate::checkpoint::{NonFinite, read_weights};
 use crate::config::Config;
@@ -204,9 +204,13 @@ impl Model {
         let (hidden, n) = (self.config.hidden_size, batch.tokens());
         assert_eq!(batch.positions.len(), n, "a position for every token");
         acts.resize(&self.config, n);
+
+        // 0. embedding
         let embed = &self.params[self.layout.embed_tokens.clone()];
         let first = MatMut::new(&mut acts.residual[0], hidden);
         backend.embedding(&batch.token_ids, embed, first);
+
+        // 1. layers
         let (mla, mlp) = (self.mla(backend), self.mlp(backend));
         let (kept, residuals) = (acts.layers.len(), acts.residual.len());
         for (i, (weights, at)) in self.layers.iter().zip(&self.layout.layers).enumerate() {
@@ -221,6 +225,8 @@ impl Model {
                 &mut acts.residual[(i + 1) % residuals],
             );
         }
+
+        // 2. hidden = norm(last residual)
         let last = Mat::new(&acts.residual[self.layers.len() % residuals], hidden);
         let weight = &self.params[self.layout.norm.clone()];
         let eps = self.config.rms_norm_eps as f32;
@@ -252,14 +258,52 @@ impl Model {
         logprobs: &mut Vec<f32>,
         entropies: &mut Vec<f32>,
     ) {
-        logprobs.resize(targets.rows.len(), 0.0);
-        entropies.resize(targets.rows.len(), 0.0);
+        let outcome = [logprobs, entropies];
+        self.apply_head(backend, acts, targets, temperature, outcome, None);
+    }
+
+    /// Step 3, log-probabilities = head(rows of hidden), with its gradient where that is asked for.
+    fn apply_head(
+        &self,
+        backend: &dyn Backend,
+        acts: &mut Activations,
+        targets: &Targets,
+        temperature: f32,
+        outcome: [&mut Vec<f32>; 2],
+        gradient: Option<HeadGradient>,
+    ) {
+        let outcome = outcome.map(|values| {
+            values.resize(targets.rows.len(), 0.0);
+            &mut values[..]
+        });
         let mut room = std::mem::take(&mut acts.logits);
         let x = self.gather(backend, acts, &targets.rows);
-        let outcome = [&mut logprobs[..], &mut entropies[..]];
-        let ids = &targets.token_ids;
-        backend.head(x, &self.head, ids, temperature, &mut room, outcome, None);
+        let (head, ids) = (&self.head, &targets.token_ids);
+        backend.head(x, head, ids, temperature, &mut room, outcome, gradient);
         acts.logits = room;
+    }
+
+    /// Writes d.normed, zero in the rows that have no target.
+    fn apply_head_backward(
+        &self,
+        backend: &dyn Backend,
+        acts: &mut Activations,
+        loss: Loss,
+        d: &mut Gradients,
+        grads: &mut [f32],
+    ) {
+        let hidden = self.config.hidden_size;
+        let gradient = HeadGradient {
+            dlogprobs: loss.dlogprobs,
+            dhidden: MatMut::new(&mut d.head_rows, hidden),
+            dweight: &mut grads[self.layout.lm_head.clone()],
+        };
+        let (targets, temperature, gradient) = (loss.targets, loss.temperature, Some(gradient));
+        let outcome = [loss.logprobs, loss.entropies];
+        self.apply_head(backend, acts, targets, temperature, outcome, gradient);
+        d.normed.fill(0.0);
+        let dnormed = MatMut::new(&mut d.normed, hidden);
+        backend.write_rows(Mat::new(&d.head_rows, hidden), &targets.rows, dnormed);
     }
 
     fn gather<'a>(
@@ -288,51 +332,17 @@ impl Model {
         loss: Loss,
         grads: &mut [f32],
     ) -> f32 {
-        assert!(
-            acts.keeps_layers(),
-            "these activations keep nothing for a backward"
-        );
-        assert!(batch.places.is_none(), "no gradient flows through a cache");
-        assert_eq!(
-            acts.tokens(),
-            batch.tokens(),
-            "the forward was over another batch"
-        );
-        assert_eq!(grads.len(), self.layout.trainable_len, "size of grads");
-        let (hidden, tokens) = (self.config.hidden_size, batch.tokens());
+        self.check_backward(batch, acts, grads);
+        let (hidden, alpha) = (self.config.hidden_size, loss.balance_loss_alpha);
         let mut d = acts.gradients.take().unwrap_or_default();
-        d.resize(&self.config, tokens, loss.targets.rows.len());
+        d.resize(&self.config, batch.tokens(), loss.targets.rows.len());
 
         // 3. log-probabilities = head(rows of hidden)
-        loss.logprobs.resize(loss.targets.rows.len(), 0.0);
-        loss.entropies.resize(loss.targets.rows.len(), 0.0);
-        let mut room = std::mem::take(&mut acts.logits);
-        let x = self.gather(backend, acts, &loss.targets.rows);
-        let gradient = HeadGradient {
-            dlogprobs: loss.dlogprobs,
-            dhidden: MatMut::new(&mut d.head_rows, hidden),
-            dweight: &mut grads[self.layout.lm_head.clone()],
-        };
-        let outcome = [&mut loss.logprobs[..], &mut loss.entropies[..]];
-        let (ids, temperature) = (&loss.targets.token_ids, loss.temperature);
-        backend.head(
-            x,
-            &self.head,
-            ids,
-            temperature,
-            &mut room,
-            outcome,
-            Some(gradient),
-        );
-        acts.logits = room;
-        d.normed.fill(0.0);
-        let dnormed = MatMut::new(&mut d.normed, hidden);
-        backend.write_rows(Mat::new(&d.head_rows, hidden), &loss.targets.rows, dnormed);
+        self.apply_head_backward(backend, acts, loss, &mut d, grads);
 
         // 2. hidden = norm(last residual)
-        let layers = self.layers.len();
         backend.rmsnorm_backward(
-            Mat::new(&acts.residual[layers], hidden),
+            Mat::new(&acts.residual[self.layers.len()], hidden),
             &self.params[self.layout.norm.clone()],
             &acts.inv_rms,
             Mat::new(&d.normed, hidden),
@@ -344,15 +354,9 @@ impl Model {
         // 1. layers, last to first
         let (mla, mlp) = (self.mla(backend), self.mlp(backend));
         let mut balance_loss = 0.0;
-        for (i, (weights, at)) in self
-            .layers
-            .iter()
-            .zip(&self.layout.layers)
-            .enumerate()
-            .rev()
-        {
+        let layers = self.layers.iter().zip(&self.layout.layers);
+        for (i, (weights, at)) in layers.enumerate().rev() {
             let (layer, residual) = (&acts.layers[i], &acts.residual[i]);
-            let alpha = loss.balance_loss_alpha;
             balance_loss += mlp.backward(&weights.1, at, batch, alpha, layer, &mut d, grads);
             mla.backward(&weights.0, at, batch, residual, layer, &mut d, grads);
         }
@@ -363,6 +367,20 @@ impl Model {
         backend.embedding_backward(&batch.token_ids, dresidual, dembed);
         acts.gradients = Some(d);
         balance_loss
+    }
+
+    fn check_backward(&self, batch: &Batch, acts: &Activations, grads: &[f32]) {
+        assert!(
+            acts.keeps_layers(),
+            "these activations keep nothing for a backward"
+        );
+        assert!(batch.places.is_none(), "no gradient flows through a cache");
+        assert_eq!(
+            acts.tokens(),
+            batch.tokens(),
+            "the forward was over another batch"
+        );
+        assert_eq!(grads.len(), self.layout.trainable_len, "size of grads");
     }
 
     /// Adds the tokens routed to each expert in the last forward: `[moe_layers, n_routed_experts]`.

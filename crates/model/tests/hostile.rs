@@ -91,7 +91,13 @@ fn a_lie_about_the_header_length_is_refused() {
 fn a_lie_in_an_entry_names_the_tensor() {
     let scratch = Scratch::new();
     let path = scratch.join("model.safetensors");
-    let f32 = |shape: serde_json::Value, offsets: [u64; 2]| json!({"dtype": "F32", "shape": shape, "data_offsets": offsets});
+    let f32 = |shape: serde_json::Value, offsets: [u64; 2]| {
+        json!({
+            "dtype": "F32",
+            "shape": shape,
+            "data_offsets": offsets,
+        })
+    };
     let good = f32(json!([2]), [0, 8]);
     let cases = [
         ("overlap", f32(json!([2]), [4, 12]), "overlap"),

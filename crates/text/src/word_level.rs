@@ -97,6 +97,7 @@ pub fn tokenizer_config(config: &TokenizerConfig) -> String {
         chat_template: &'a str,
         clean_up_tokenization_spaces: bool,
         eos_token: &'a str,
+        model_input_names: [&'a str; 2],
         model_max_length: usize,
         pad_token: &'a str,
         tokenizer_class: &'a str,
@@ -106,6 +107,8 @@ pub fn tokenizer_config(config: &TokenizerConfig) -> String {
         chat_template: config.chat_template,
         clean_up_tokenization_spaces: false,
         eos_token: config.eos_token,
+        // Otherwise transformers also returns token_type_ids, which DeepSeek's models do not take.
+        model_input_names: ["input_ids", "attention_mask"],
         model_max_length: config.model_max_length,
         pad_token: config.pad_token,
         tokenizer_class: "PreTrainedTokenizerFast",

@@ -128,6 +128,7 @@ fn tokenizer_config_is_what_transformers_reads() {
         "pad_token": "<pad>",
         "unk_token": "<unk>",
         "chat_template": "{{ \"quoted\" }}\n",
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": 512,
         "clean_up_tokenization_spaces": false,
     });

@@ -98,6 +98,30 @@ impl Item {
     fn keys(&self) -> usize {
         self.position + self.queries.len()
     }
+
+    /// Width of a row of scores: whole panels.
+    fn padded_keys(&self) -> usize {
+        self.keys().next_multiple_of(PANEL)
+    }
+
+    /// Rows of scores: each head of each query.
+    fn rows(&self, shape: &Heads) -> usize {
+        self.queries.len() * shape.group()
+    }
+
+    /// The token and the head of row r.
+    fn token_and_head(&self, shape: &Heads, r: usize) -> (usize, usize) {
+        let group = shape.group();
+        (
+            self.queries.start + r / group,
+            self.kv_head * group + r % group,
+        )
+    }
+
+    /// Keys that the query of row r sees.
+    fn seen(&self, shape: &Heads, r: usize) -> usize {
+        self.position + r / shape.group() + 1
+    }
 }
 
 simd_fn! {
@@ -261,6 +285,17 @@ impl RowPlaces {
         }
     }
 
+    /// Rows of a matrix of scores, which are evenly spaced.
+    fn of_scores(item: &Item, shape: &Heads) -> RowPlaces {
+        let (group, width) = (shape.group(), item.padded_keys());
+        RowPlaces {
+            start: 0,
+            stride: group * width,
+            width,
+            group,
+        }
+    }
+
     fn at(&self, r: usize) -> usize {
         self.start + r / self.group * self.stride + r % self.group * self.width
     }
@@ -270,11 +305,9 @@ impl RowPlaces {
 /// rows are evenly spaced, head by head where they are not.
 fn product(
     isa: Isa,
-    a: *const f32,
-    a_places: RowPlaces,
+    (a, a_places): (*const f32, RowPlaces),
     b: &[u32],
-    c: *mut f32,
-    c_places: RowPlaces,
+    (c, c_places): (*mut f32, RowPlaces),
     rows: usize,
     columns: usize,
     depth: usize,
@@ -349,80 +382,109 @@ pub(crate) fn attention(
     assert_eq!(stats.len(), q.rows * shape.heads * 2, "size of stats");
     out.check();
     let items = items(sequences, shape, q.rows, false);
-    let out_stride = out.stride;
-    let (out, stats) = (SharedMut::new(out.data), SharedMut::new(stats));
-    let isa = cpu.isa;
+    let forward = Forward {
+        isa: cpu.isa,
+        q,
+        k,
+        v,
+        shape,
+        sequences,
+        out_stride: out.stride,
+        out: SharedMut::new(out.data),
+        stats: SharedMut::new(stats),
+    };
     cpu.pool.run(items.len(), |i| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let item = &items[i];
-            let (keys, group) = (item.keys(), shape.group());
-            let rows = item.queries.len() * group;
-            let padded = keys.next_multiple_of(PANEL);
-            let Scratch {
-                keys: gathered,
-                values,
-                key_panels,
-                value_panels,
-                scores,
-                inverse_sums,
-                ..
-            } = scratch;
-            let (kd, vd) = (shape.qk_dim, shape.v_dim);
-            let kh = item.kv_head;
-            let k = key_rows(k, sequences, item, keys, kh * kd, kd, gathered);
-            panels_of_rows(isa, k, key_panels);
-            let v = key_rows(v, sequences, item, keys, kh * vd, vd, values);
-            panels_of_columns(isa, v, value_panels);
-            scores.resize(rows * padded, 0.0);
-            let q_places = RowPlaces::new(item, shape, q.stride, kd);
-            let s_places = RowPlaces {
-                start: 0,
-                stride: group * padded,
-                width: padded,
-                group,
-            };
-            let s = scores.as_mut_ptr();
-            product(
-                isa,
-                q.data.as_ptr(),
-                q_places,
-                key_panels,
-                s,
-                s_places,
-                rows,
-                padded,
-                kd,
-            );
-            let out_places = RowPlaces::new(item, shape, out_stride, vd);
-            inverse_sums.clear();
-            for (r, row) in scores.chunks_exact_mut(padded).take(rows).enumerate() {
-                let seen = item.position + r / group + 1;
-                let (max, sum) = softmax_row(isa, row, seen, shape.scale);
-                inverse_sums.push(1.0 / sum);
-                let t = item.queries.start + r / group;
-                let at = 2 * (t * shape.heads + kh * group + r % group);
-                // SAFETY: each row of stats belongs to one item.
-                unsafe { stats.slice(at..at + 2) }.copy_from_slice(&[max, sum]);
-            }
-            let c = out.pointer();
-            product(
-                isa,
-                s,
-                s_places,
-                value_panels,
-                c,
-                out_places,
-                rows,
-                vd,
-                keys,
-            );
-            for (r, &inverse_sum) in inverse_sums.iter().enumerate() {
-                let at = out_places.at(r);
-                // SAFETY: each row of out belongs to one item.
-                normalise(isa, unsafe { out.slice(at..at + vd) }, inverse_sum);
-            }
-        });
+        SCRATCH.with_borrow_mut(|scratch| forward.block(&items[i], scratch));
     });
+}
+
+/// What the work items of one forward share.
+struct Forward<'a> {
+    isa: Isa,
+    q: Mat<'a>,
+    k: Mat<'a>,
+    v: Mat<'a>,
+    shape: &'a Heads,
+    sequences: &'a Sequences<'a>,
+    out_stride: usize,
+    out: SharedMut<f32>,
+    stats: SharedMut<f32>,
+}
+
+impl Forward<'_> {
+    fn block(&self, item: &Item, scratch: &mut Scratch) {
+        // 1. scores = q kᵀ
+        self.scores(item, scratch);
+        // 2. weights = e^(scale scores - max)
+        self.weights(item, scratch);
+        // 3. out = weights v / sum of weights
+        self.weighted_values(item, scratch);
+    }
+
+    fn scores(&self, item: &Item, scratch: &mut Scratch) {
+        let (rows, keys) = (item.rows(self.shape), item.keys());
+        let padded = item.padded_keys();
+        let Scratch {
+            keys: gathered,
+            key_panels,
+            scores,
+            ..
+        } = scratch;
+        let width = self.shape.qk_dim;
+        let (column, sequences) = (item.kv_head * width, self.sequences);
+        let k = key_rows(self.k, sequences, item, keys, column, width, gathered);
+        panels_of_rows(self.isa, k, key_panels);
+        scores.resize(rows * padded, 0.0);
+        let places = RowPlaces::new(item, self.shape, self.q.stride, width);
+        let q = (self.q.data.as_ptr(), places);
+        let to = (scores.as_mut_ptr(), RowPlaces::of_scores(item, self.shape));
+        product(self.isa, q, key_panels, to, rows, padded, width);
+    }
+
+    /// Writes each row's maximum and sum to `stats`, and leaves one over the sum in scratch.
+    fn weights(&self, item: &Item, scratch: &mut Scratch) {
+        let (shape, rows) = (self.shape, item.rows(self.shape));
+        let Scratch {
+            scores,
+            inverse_sums,
+            ..
+        } = scratch;
+        inverse_sums.clear();
+        let scores = scores.chunks_exact_mut(item.padded_keys());
+        for (r, row) in scores.take(rows).enumerate() {
+            let (max, sum) = softmax_row(self.isa, row, item.seen(shape, r), shape.scale);
+            inverse_sums.push(1.0 / sum);
+            let (token, head) = item.token_and_head(shape, r);
+            let at = 2 * (token * shape.heads + head);
+            // SAFETY: each row of stats belongs to one item.
+            unsafe { self.stats.slice(at..at + 2) }.copy_from_slice(&[max, sum]);
+        }
+    }
+
+    fn weighted_values(&self, item: &Item, scratch: &mut Scratch) {
+        let (rows, keys) = (item.rows(self.shape), item.keys());
+        let Scratch {
+            values: gathered,
+            value_panels,
+            scores,
+            inverse_sums,
+            ..
+        } = scratch;
+        let width = self.shape.v_dim;
+        let (column, sequences) = (item.kv_head * width, self.sequences);
+        let v = key_rows(self.v, sequences, item, keys, column, width, gathered);
+        panels_of_columns(self.isa, v, value_panels);
+        let weights = (scores.as_ptr(), RowPlaces::of_scores(item, self.shape));
+        let places = RowPlaces::new(item, self.shape, self.out_stride, width);
+        let to = (self.out.pointer(), places);
+        product(self.isa, weights, value_panels, to, rows, width, keys);
+        for (r, &inverse_sum) in inverse_sums.iter().enumerate() {
+            let at = places.at(r);
+            // SAFETY: each row of out belongs to one item.
+            let row = unsafe { self.out.slice(at..at + width) };
+            normalise(self.isa, row, inverse_sum);
+        }
+    }
 }
 
 #[cfg(test)]
