@@ -55,6 +55,10 @@ fn wait_for_metrics(dir: &Path) {
     panic!("no metrics after 30 s");
 }
 
+fn borrowed(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
+}
+
 fn signal(child: &Child, name: &str) {
     let id = child.id().to_string();
     let sent = Command::new("kill")
@@ -115,6 +119,60 @@ fn sft_stopped_by_signals_and_resumed_is_the_run_without_a_stop() {
             "{file} differs"
         );
     }
+}
+
+/// No signal handler helps here: the process is gone between two instructions, five times, during
+/// steps and saves alike.
+#[test]
+fn sft_killed_again_and_again_and_resumed_is_the_run_without_a_stop() {
+    let scratch = Scratch::new();
+    let config = scratch.file("run.toml", SMALL);
+    let [whole, parts] = ["whole", "parts"].map(|name| scratch.path().join(name));
+    let arguments = |out: &Path| -> Vec<String> {
+        let out = out.display().to_string();
+        let of = |words: &[&str]| words.iter().map(|w| w.to_string()).collect::<Vec<_>>();
+        let steps = [
+            "--set",
+            "sft.steps=200",
+            "--set",
+            "checkpoint.every_steps=3",
+        ];
+        [of(&["sft", "--config", &config, "--out", &out]), of(&steps)].concat()
+    };
+    let start = |resume: bool| {
+        let mut list = arguments(&parts);
+        list.extend(resume.then(|| "--resume".to_string()));
+        list
+    };
+    run(&borrowed(&arguments(&whole))).expect_code(0);
+    for (i, delay_ms) in [0, 13, 37, 71, 120].into_iter().enumerate() {
+        let mut child = command(&borrowed(&start(i > 0)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        wait_for_metrics(&parts);
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        signal(&child, "KILL");
+        child.wait().expect("it ends");
+    }
+    run(&borrowed(&start(true))).expect_code(0);
+    for file in [
+        "step-200/model.safetensors",
+        "step-200/optimizer.safetensors",
+        "metrics.jsonl",
+    ] {
+        assert!(
+            bytes(&parts.join(file)) == bytes(&whole.join(file)),
+            "{file} differs"
+        );
+    }
+    let left = fs::read_dir(&parts).expect("the run").flatten();
+    let names: Vec<String> = left
+        .map(|e| e.file_name().to_string_lossy().into())
+        .collect();
+    let temporary: Vec<&String> = names.iter().filter(|n| n.starts_with(".tmp")).collect();
+    assert!(temporary.is_empty(), "left behind: {temporary:?}");
 }
 
 #[test]
@@ -277,7 +335,7 @@ fn the_demo_is_the_same_bytes_on_any_instruction_set_and_any_threads() {
                 .as_f64()
                 .expect("an end of the interval")
         });
-        assert!(low - 1e-9 <= accuracy && accuracy <= high + 1e-9, "{name}");
+        assert!(low <= accuracy && accuracy <= high, "{name}");
     }
     let tokens = ["train_tokens", "sft_tokens", "rollout_tokens"];
     let [together, sft, rollout] = tokens.map(|key| json[key].as_u64().expect("a count"));

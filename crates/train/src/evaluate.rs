@@ -132,10 +132,18 @@ pub fn wilson(right: usize, n: usize) -> [f64; 2] {
     let centre = share + z * z / (2.0 * n);
     let half = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
     let scale = 1.0 + z * z / n;
-    [
-        ((centre - half) / scale).max(0.0),
-        ((centre + half) / scale).min(1.0),
-    ]
+    // The ends are exact where every or no answer is right; the formula would miss by rounding.
+    let low = if right == 0 {
+        0.0
+    } else {
+        (centre - half) / scale
+    };
+    let high = if share == 1.0 {
+        1.0
+    } else {
+        (centre + half) / scale
+    };
+    [low, high]
 }
 
 #[cfg(test)]
