@@ -22,6 +22,7 @@ use crate::simd::LANES;
 use crate::{Isa, Precision};
 use pack::{pairs_across, pairs_along};
 use std::ops::Range;
+use std::sync::PoisonError;
 
 /// Columns of a panel, on every instruction set.
 pub(crate) const PANEL: usize = 32;
@@ -201,6 +202,7 @@ impl Cpu {
         side: impl Fn(&PackedWeight) -> (&Panels, usize, usize),
     ) {
         assert_eq!(offsets.len(), w.len() + 1, "offsets of {} groups", w.len());
+        assert!(offsets.is_sorted(), "offsets go up");
         assert_eq!(
             (offsets[0] as usize, offsets[w.len()] as usize),
             (0, x.rows)
@@ -243,6 +245,7 @@ impl Cpu {
         add: bool,
     ) {
         let groups = offsets.len() - 1;
+        assert!(offsets.is_sorted(), "offsets go up");
         assert_eq!(dy.rows, x.rows, "rows of dy and x");
         assert_eq!(dw.len(), groups * dy.cols * x.cols, "size of dw");
         assert_eq!((offsets[0] as usize, offsets[groups] as usize), (0, x.rows));
@@ -344,10 +347,7 @@ impl Cpu {
 
     /// Runs the products; `add` starts each chain from c instead of zero.
     fn multiply(&self, precision: Precision, products: &[Product], add: bool) {
-        let mut scratch = self
-            .scratch
-            .lock()
-            .expect("no thread panics while it holds this lock");
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let places = reserve(&mut scratch, precision, products);
         let lanes = self.prepare(precision, products, &places, &mut scratch, add);
         let run = item_function(self.isa, precision);

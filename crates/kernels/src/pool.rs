@@ -5,7 +5,7 @@
 //! of one step follow each other within microseconds, and sleep when nothing comes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, TryLockError};
 use std::thread::JoinHandle;
 
 /// How often a worker looks for work before it sleeps: some tens of microseconds.
@@ -34,6 +34,8 @@ unsafe impl Send for SendJob {}
 
 /// A fixed set of threads, the caller's included.
 pub struct Pool {
+    /// Held during a call: the workers serve one caller at a time.
+    caller: Mutex<()>,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -58,16 +60,28 @@ impl Pool {
                 std::thread::spawn(move || work(&shared))
             })
             .collect();
-        Pool { shared, workers }
+        Pool {
+            caller: Mutex::new(()),
+            shared,
+            workers,
+        }
     }
 
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Calls `f(i)` once for every i below `items`, on any thread, and waits for all.
+    /// Calls `f(i)` once for every i below `items`, on any thread, and waits for all. Where the
+    /// workers are busy for another caller, or for this one (a nested call), the caller's own
+    /// thread does everything.
     pub fn run(&self, items: usize, f: impl Fn(usize) + Sync) {
-        if self.workers.is_empty() || items <= 1 {
+        let free = match self.caller.try_lock() {
+            Ok(guard) => Some(guard),
+            // A call that panicked waited for its workers first.
+            Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        if free.is_none() || self.workers.is_empty() || items <= 1 {
             (0..items).for_each(f);
             return;
         }
@@ -90,14 +104,11 @@ impl Pool {
         // The workers hold a pointer to `f`: wait for them even if an item panics here.
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| claim(shared, &f)));
         shared.wait_until_done();
+        let panicked = shared.panicked.swap(0, Ordering::Relaxed);
         if let Err(panic) = outcome {
             std::panic::resume_unwind(panic);
         }
-        assert_eq!(
-            shared.panicked.swap(0, Ordering::Relaxed),
-            0,
-            "a kernel thread panicked"
-        );
+        assert_eq!(panicked, 0, "a kernel thread panicked");
     }
 
     /// Splits `0..len` into ranges of `chunk` (the last may be shorter) and calls `f` on each.
@@ -261,5 +272,26 @@ mod tests {
             sum.fetch_add(i as u64, Ordering::Relaxed);
         });
         assert_eq!(sum.load(Ordering::Relaxed), 45);
+    }
+
+    #[test]
+    fn callers_on_several_threads_and_nested_calls_each_get_their_items_once() {
+        let pool = Pool::new(3);
+        std::thread::scope(|scope| {
+            for caller in 0..4u64 {
+                let pool = &pool;
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        let sum = AtomicU64::new(0);
+                        pool.run(50, |i| {
+                            pool.run(2, |j| {
+                                sum.fetch_add(caller + (i * j) as u64, Ordering::Relaxed);
+                            });
+                        });
+                        assert_eq!(sum.load(Ordering::Relaxed), 100 * caller + 1225);
+                    }
+                });
+            }
+        });
     }
 }

@@ -25,6 +25,9 @@ pub(crate) const MAX_TENSORS: u64 = 1 << 17;
 /// 1,600 times DeepSeek-V3. Below this, every offset and byte count fits 64 bits.
 const MAX_PARAMETERS: u128 = 1 << 50;
 
+/// Sines and cosines of all positions, 1 GiB: 25 times DeepSeek-V3's.
+const MAX_ROPE_TABLE: u128 = 1 << 28;
+
 const COUNT: RangeInclusive<usize> = 1..=1 << 22;
 const LAYERS: RangeInclusive<usize> = 1..=1 << 12;
 const HEADS: RangeInclusive<usize> = 1..=1 << 14;
@@ -225,6 +228,16 @@ impl Config {
                 self.n_routed_experts, self.num_hidden_layers
             );
             return Err(Error::field("n_routed_experts", message));
+        }
+        let table = self.max_position_embeddings as u128 * self.qk_rope_head_dim as u128;
+        if table > MAX_ROPE_TABLE {
+            let message = format!(
+                "{} positions of {} rotated values are more than the table holds: at most {}",
+                self.max_position_embeddings,
+                self.qk_rope_head_dim,
+                MAX_ROPE_TABLE / self.qk_rope_head_dim as u128
+            );
+            return Err(Error::field("max_position_embeddings", message));
         }
         let parameters = self.count_parameters(self.n_routed_experts);
         if parameters > MAX_PARAMETERS {

@@ -105,15 +105,15 @@ unsafe fn item<S: Simd, P: Step<S>>(
                     break;
                 }
                 // SAFETY: rows, panels and k0 lie inside the operands.
-                let b = unsafe { p.b.add((j * p.depth + k0) * PANEL + v0 * LANES) };
+                let b = p.b.wrapping_add((j * p.depth + k0) * PANEL + v0 * LANES);
                 let columns = p.columns - column;
                 let mut i = rows.start;
                 while i < rows.end {
                     let n = S::TILE_ROWS.min(rows.end - i);
                     // SAFETY: as above.
                     unsafe {
-                        let a = p.a.add(i * p.row_step + k0 * p.lane_step);
-                        let c = p.c.add(i * p.c_stride + column);
+                        let a = p.a.wrapping_add(i * p.row_step + k0 * p.lane_step);
+                        let c = p.c.wrapping_add(i * p.c_stride + column);
                         rows_tile::<S, P>(n, p, a, b, depth, c, columns, from_c);
                     }
                     i += n;

@@ -355,7 +355,20 @@ fn check(shape: &Heads, sequences: &Sequences, q: &Mat, k: &Mat, v: &Mat) {
     assert_eq!(k.rows, v.rows, "rows of k and v");
     if let KeyRows::Packed = sequences.key_rows {
         assert_eq!(k.rows, q.rows, "packed keys lie beside their queries");
+        let lengths = sequences.cu_seqlens.windows(2).zip(sequences.context_lens);
+        for (bounds, &context) in lengths {
+            assert_eq!(
+                bounds[0] + context,
+                bounds[1],
+                "a packed document is its context"
+            );
+        }
     }
+    assert_eq!(
+        sequences.cu_seqlens[0], 0,
+        "the first sequence begins at row 0"
+    );
+    assert!(sequences.cu_seqlens.is_sorted(), "cu_seqlens go up");
     q.check();
     k.check();
     v.check();

@@ -23,7 +23,7 @@ pub(super) fn f16_to_f32(bits: u16) -> f32 {
     let mantissa = u32::from(bits & 0x03ff);
     let magnitude = match exponent {
         // The product with a power of two is exact.
-        0 => (mantissa as f32 * 2.0f32.powi(-24)).to_bits(),
+        0 => (mantissa as f32 * (1.0 / 16_777_216.0)).to_bits(),
         31 => 0x7f80_0000 | mantissa << 13,
         // The biases differ by 127 - 15.
         _ => (exponent + 112) << 23 | mantissa << 13,

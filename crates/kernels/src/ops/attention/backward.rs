@@ -63,10 +63,12 @@ pub(crate) fn attention_backward(
     assert_eq!((dq.rows, dq.cols), (q.rows, q.cols), "shape of dq");
     assert_eq!((dk.rows, dk.cols), (k.rows, k.cols), "shape of dk");
     assert_eq!((dv.rows, dv.cols), (v.rows, v.cols), "shape of dv");
-    assert_eq!(
-        (out.cols, dout.cols),
-        (shape.heads * shape.v_dim, shape.heads * shape.v_dim)
-    );
+    for m in [&out, &dout] {
+        let want = (q.rows, shape.heads * shape.v_dim);
+        assert_eq!((m.rows, m.cols), want, "shape of out and dout");
+        m.check();
+    }
+    assert_eq!(stats.len(), q.rows * shape.heads * 2, "size of stats");
     for m in [&dq, &dk, &dv] {
         m.check();
     }
