@@ -1,6 +1,7 @@
 //! The demo's course: what happens in which order, and what is kept of it.
 
 mod journal;
+mod place;
 mod summary;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ use crate::run::{Shown, Watch};
 use crate::settings::Settings;
 use crate::signals::Signals;
 use journal::Journal;
+use place::Place;
+use summary::Summary;
 
 /// From random weights to a report, and one fresh problem answered.
 ///
@@ -29,13 +32,17 @@ pub fn run(setup: &Setup, settings: &Settings, out: &Path, command: String) -> O
     let backend = settings.backend();
     let mut course = Course::new(setup, settings, &backend, out)?;
     let results = course.train()?;
-    let summary = course.summary(&results, command)?;
-    course.answer_a_fresh_problem(&results.model)?;
-    course.tell(&next_commands(out))?;
-    match settings.json {
-        true => crate::commands::print_json(&summary),
-        false => Ok(()),
+    let report = course.report(&results, command)?;
+    // What took minutes is printed even if this last flourish fails.
+    let answered = course
+        .answer_a_fresh_problem(&results.model)
+        .and_then(|()| course.tell(&next_commands(out)));
+    if settings.json {
+        let places = (course.checkpoint(), course.page());
+        let seconds = course.started.elapsed().as_secs_f64();
+        crate::commands::print_json(&Summary::new(&report, &results, places, seconds))?;
     }
+    answered
 }
 
 /// All that the stages share.
@@ -48,6 +55,11 @@ struct Course<'a> {
     signals: Signals,
     /// For every evaluation the same.
     problems: Vec<Problem>,
+    /// One held-out problem that no evaluation sees.
+    fresh: Vec<Problem>,
+    started: Instant,
+    /// No other demo writes here meanwhile.
+    _place: Place,
     /// Stage and seconds.
     times: Vec<(String, f64)>,
 }
@@ -70,7 +82,10 @@ impl<'a> Course<'a> {
         backend: &'a Cpu,
         out: &'a Path,
     ) -> Result<Course<'a>, Failure> {
-        std::fs::create_dir_all(out).map_err(disk(out, "creating the folder"))?;
+        let started = Instant::now();
+        let count = setup.config.eval.problems;
+        let mut problems = evaluation::problems(setup, count.saturating_add(1))?;
+        let fresh = problems.split_off(count);
         Ok(Course {
             setup,
             settings,
@@ -78,7 +93,10 @@ impl<'a> Course<'a> {
             ui: settings.ui(),
             out,
             signals: Signals::listen()?,
-            problems: evaluation::problems(setup, setup.config.eval.problems)?,
+            problems,
+            fresh,
+            started,
+            _place: place::take(out)?,
             times: Vec::new(),
         })
     }
@@ -205,16 +223,23 @@ impl<'a> Course<'a> {
         )?)
     }
 
-    /// Writes the report, and gives back the numbers.
-    fn summary(&self, results: &Results, command: String) -> Result<summary::Summary, Failure> {
-        let checkpoint = self.out.join("grpo");
-        let weights = checkpoint.join("model.safetensors");
+    /// The model at the end.
+    fn checkpoint(&self) -> PathBuf {
+        self.out.join("grpo")
+    }
+
+    fn page(&self) -> PathBuf {
+        self.out.join("report.html")
+    }
+
+    /// Writes the report, and gives it back.
+    fn report(&self, results: &Results, command: String) -> Result<report::Report, Failure> {
+        let weights = self.checkpoint().join("model.safetensors");
         let bytes = std::fs::read(&weights).map_err(disk(&weights, "reading"))?;
         let weights_blake3 = blake3::hash(&bytes).to_hex().to_string();
         let report = summary::report(self, results, command, weights_blake3);
-        let path: PathBuf = self.out.join("report.html");
+        let path = self.page();
         model::write_atomic(&path, report.html().as_bytes())?;
-        let summary = summary::Summary::new(&report, results, (&checkpoint, &path));
         let difference = report.max_abs_logp_diff;
         if difference != 0.0 {
             let line = format_args!(
@@ -229,15 +254,12 @@ impl<'a> Course<'a> {
             report.weights_blake3
         );
         self.tell(&text)?;
-        Ok(summary)
+        Ok(report)
     }
 
-    /// One held-out problem that no evaluation has seen.
     fn answer_a_fresh_problem(&self, model: &Model) -> Outcome {
-        let with_one_more = evaluation::problems(self.setup, self.problems.len() + 1)?;
-        let fresh = &with_one_more[self.problems.len()..];
         let quiet = &mut |_: engine::Progress| ();
-        let result = train::evaluate(self.setup, model, self.backend, fresh, 0.0, quiet)?;
+        let result = train::evaluate(self.setup, model, self.backend, &self.fresh, 0.0, quiet)?;
         let Some(sample) = result.transcripts.first() else {
             return Ok(());
         };

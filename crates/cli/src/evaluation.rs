@@ -42,8 +42,7 @@ pub fn evaluate(
 ) -> Result<EvalResult, Failure> {
     let mut progress = ui.start(label, problems.len() as u64);
     let mut show = |state: engine::Progress| {
-        let message = format!("answered, {} tokens", state.generated_tokens);
-        progress.update(state.finished as u64, &message);
+        progress.update_tokens(state.finished as u64, state.generated_tokens as u64);
     };
     let result = train::evaluate(setup, model, backend, problems, temperature, &mut show)?;
     progress.finish(&format!("{} problems answered", result.problems));

@@ -29,6 +29,7 @@ pub const FAILURE: u8 = 1;
 pub const USAGE: u8 = 2;
 pub const BAD_INPUT: u8 = 3;
 pub const RESOURCES: u8 = 4;
+pub const LOCKED: u8 = 5;
 
 impl Failure {
     pub fn new(code: u8, cause: impl Display, advice: impl Display) -> Failure {

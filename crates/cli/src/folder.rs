@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use model::{Config, Model};
+use model::{Config, Model, Numerics};
 use serde_json::Value;
 use text::{ChatTemplate, Message, Tokenizer};
 
@@ -73,7 +73,20 @@ impl Folder {
     /// # Errors
     /// As [`Model::open`].
     pub fn model(&self, settings: &Settings, backend: &kernels::Cpu) -> Result<Model, Failure> {
-        let (model, non_finite) = Model::open(&self.dir, settings.numerics(), backend)?;
+        self.model_in(settings.numerics(), settings, backend)
+    }
+
+    /// As [`Folder::model`], in the precision of a run.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn model_in(
+        &self,
+        numerics: Numerics,
+        settings: &Settings,
+        backend: &kernels::Cpu,
+    ) -> Result<Model, Failure> {
+        let (model, non_finite) = Model::open(&self.dir, numerics, backend)?;
         for tensor in non_finite {
             settings
                 .ui()

@@ -39,8 +39,7 @@ pub fn generate(
     };
     let mut engine = Engine::new(&model.config, sizes)?;
     let mut show = |state: engine::Progress| {
-        let message = format!("{} tokens", state.generated_tokens);
-        progress.update(state.finished as u64, &message);
+        progress.update_tokens(state.finished as u64, state.generated_tokens as u64);
     };
     Ok(engine.generate(model, backend, requests, &mut show)?)
 }

@@ -95,7 +95,20 @@ impl Progress {
         }
     }
 
+    /// As [`Progress::update`], with how many tokens were computed since the start and how fast.
+    pub fn update_tokens(&mut self, done: u64, tokens: u64) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let mut message = format!("{tokens} tokens");
+        if seconds > 0.0 {
+            message += &format!(", {:.0} tokens/s", tokens as f64 / seconds);
+        }
+        self.update(done, &message);
+    }
+
     fn seconds_left(&self, done: u64, begun_at: u64) -> String {
+        if done == 0 {
+            return "unknown time".to_string();
+        }
         let passed = self.started.elapsed().as_secs_f64();
         let here = done.saturating_sub(begun_at).max(1);
         let left = passed * self.total.saturating_sub(done) as f64 / here as f64;

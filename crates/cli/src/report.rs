@@ -35,6 +35,8 @@ pub struct Report {
     pub stages: [Stage; 3],
     pub sft_loss: Series,
     pub reward: Series,
+    /// Share of each RL step's rollouts that are right.
+    pub accuracy: Series,
     /// Mean length of the rollouts in tokens.
     pub response_length: Series,
     pub compute: Compute,
@@ -64,6 +66,8 @@ pub struct Timing {
     pub machine: String,
     /// Stage and seconds.
     pub stages: Vec<(String, f64)>,
+    /// Of everything, what lies between the stages too.
+    pub seconds: f64,
 }
 
 /// Text made fit to stand in HTML, in elements and in quoted attributes.
@@ -186,6 +190,12 @@ impl Report {
                 "Mean reward of each RL step's rollouts",
             ),
             (
+                "Accuracy in RL",
+                &self.accuracy,
+                2,
+                "Accuracy of each RL step's rollouts",
+            ),
+            (
                 "Response length",
                 &self.response_length,
                 0,
@@ -302,12 +312,11 @@ impl Report {
     }
 
     fn time(&self) -> String {
-        let total: f64 = self.timing.stages.iter().map(|(_, seconds)| seconds).sum();
         let mut rows: Vec<(&str, String)> = Vec::new();
         for (stage, seconds) in &self.timing.stages {
             rows.push((stage, format!("{seconds:.1} s")));
         }
-        rows.push(("Together", format!("{total:.1} s")));
+        rows.push(("Together", format!("{:.1} s", self.timing.seconds)));
         format!(
             "<h2>Time on this machine</h2>\n<p class=\"soft\">{}. Only this section differs \
              between machines.</p>\n{}",

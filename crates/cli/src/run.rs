@@ -30,8 +30,8 @@ pub fn changed(
     settings: &Settings,
 ) -> Result<RunConfig, Failure> {
     let mut config = config;
-    for change in changes {
-        config = with_change(&config, change)?;
+    if !changes.is_empty() {
+        config = with_changes(&config, changes)?;
     }
     if let Some(seed) = settings.seed {
         config.seed = seed;
@@ -43,9 +43,22 @@ pub fn changed(
     Ok(config)
 }
 
+/// Applies all changes and only then validates, so that two settings that fit only each other can
+/// be changed together.
+fn with_changes(config: &RunConfig, changes: &[String]) -> Result<RunConfig, Failure> {
+    let mut table: Table = toml::from_str(&config.to_toml()).expect("own text is TOML");
+    for change in changes {
+        apply(&mut table, change)?;
+    }
+    let source = format!("--set {}", changes.join(" --set "));
+    let text = toml::to_string(&table)
+        .map_err(|error| Failure::usage(format!("{source}: {error}"), "write plain values"))?;
+    RunConfig::from_toml(&text, &source).map_err(Failure::from)
+}
+
 /// Applies one `a.b=c`. All settings are in the text of a configuration, so a key that is not there
 /// does not exist.
-fn with_change(config: &RunConfig, change: &str) -> Result<RunConfig, Failure> {
+fn apply(table: &mut Table, change: &str) -> Result<(), Failure> {
     let refused = |cause: String| {
         let cause = format!("--set {change}: {cause}");
         Failure::usage(cause, "write it as in `--set sft.steps=100`")
@@ -53,11 +66,8 @@ fn with_change(config: &RunConfig, change: &str) -> Result<RunConfig, Failure> {
     let (key, value) = change
         .split_once('=')
         .ok_or_else(|| refused("has no `=`".to_string()))?;
-    let mut table: Table = toml::from_str(&config.to_toml()).expect("own text is TOML");
-    let place = place(&mut table, key.trim()).map_err(refused)?;
-    *place = value_of(value.trim());
-    let text = toml::to_string(&table).map_err(|error| refused(error.to_string()))?;
-    RunConfig::from_toml(&text, &format!("--set {change}")).map_err(Failure::from)
+    *place(table, key.trim()).map_err(refused)? = value_of(value.trim());
+    Ok(())
 }
 
 /// Where a dotted key's value stands.
@@ -223,7 +233,23 @@ mod tests {
     use super::*;
 
     fn with(change: &str) -> Result<RunConfig, Failure> {
-        with_change(&RunConfig::default(), change)
+        with_changes(&RunConfig::default(), &[change.to_string()])
+    }
+
+    /// 3,000 is no multiple of the default piece, and 1,500 does not divide the default step.
+    #[test]
+    fn changes_are_validated_together() {
+        let changes = ["sft.tokens_per_step=3000", "sft.piece_tokens=1500"];
+        for change in changes {
+            assert_eq!(with(change).expect_err(change).exit_code(), 2);
+        }
+        let mut expected = RunConfig::default();
+        (expected.sft.tokens_per_step, expected.sft.piece_tokens) = (3000, 1500);
+        for order in [[0, 1], [1, 0]] {
+            let changes = order.map(|i| changes[i].to_string());
+            let found = with_changes(&RunConfig::default(), &changes).expect("they fit");
+            assert_eq!(found, expected);
+        }
     }
 
     #[test]

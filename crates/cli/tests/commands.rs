@@ -306,6 +306,24 @@ fn doctor_finds_a_good_machine_and_a_good_model() {
     );
 }
 
+/// The weights stand in the folder that `latest` names, never beside it.
+#[test]
+fn doctor_reads_the_newest_checkpoint_of_a_run() {
+    let scratch = Scratch::new();
+    let model = small_model::write(&scratch);
+    let run_dir = scratch.path().join("run");
+    fs::create_dir_all(&run_dir).expect("a folder");
+    fs::rename(&model, run_dir.join("step-7")).expect("a checkpoint");
+    fs::write(run_dir.join("latest"), "step-7\n").expect("its name");
+    let run_dir = run_dir.display().to_string();
+    let found = run(&["doctor", &run_dir, "--json"]).expect_code(0).stdout;
+    let found: Value = serde_json::from_str(&found).expect("one JSON object");
+    assert_eq!(
+        (&found["healthy"], &found["model"][0]["what"]),
+        (&true.into(), &"shapes".into())
+    );
+}
+
 #[test]
 fn doctor_finds_a_tokenizer_that_is_too_large_for_the_model() {
     let scratch = Scratch::new();

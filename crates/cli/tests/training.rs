@@ -210,6 +210,78 @@ fn grpo_goes_on_from_an_sft_run_and_evaluates() {
     let evaluated: Value =
         serde_json::from_str(&run(&arguments).expect_code(0).stdout).expect("JSON");
     assert_eq!(evaluated["problems"], 5);
+
+    // The run's settings: two temperatures, a line each; and --problems comes first.
+    let lines = run(&[
+        "eval",
+        &grpo,
+        "--config",
+        &config,
+        "--problems",
+        "5",
+        "--json",
+    ]);
+    let lines: Vec<Value> = lines
+        .expect_code(0)
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let of = |key: &str| lines.iter().map(|l| l[key].clone()).collect::<Vec<_>>();
+    assert_eq!(of("temperature"), [1.0, 0.0]);
+    assert_eq!(of("seed"), [5, 5]);
+    assert_eq!(of("problems"), [5, 5]);
+    assert_eq!(lines[0]["transcripts"].as_array().map(Vec::len), Some(5));
+
+    // A run that goes on has its own copy of what it started from.
+    let resumed = [
+        "grpo",
+        "/no/such/model",
+        "--config",
+        &config,
+        "--out",
+        &grpo,
+        "--resume",
+    ];
+    run(&resumed).expect_code(0);
+    let long = ["--set", "grpo.max_completion_tokens=64"];
+    let new = scratch.path().join("new");
+    let new_text = new.display().to_string();
+    let arguments = ["grpo", &sft, "--config", &config, "--out", &new_text];
+    let refused = run(&[&arguments[..], &long].concat()).expect_code(2);
+    assert!(
+        refused.stderr.contains("max_position_embeddings = 64"),
+        "{}",
+        refused.stderr
+    );
+    assert!(!new.exists(), "nothing was made");
+}
+
+#[test]
+fn a_demo_keeps_out_of_a_training_run() {
+    let scratch = Scratch::new();
+    let config = scratch.file("run.toml", SMALL);
+    let dir = scratch.path().join("run");
+    let out = dir.display().to_string();
+    run(&["sft", "--config", &config, "--out", &out]).expect_code(0);
+    let metrics = bytes(&dir.join("metrics.jsonl"));
+    let refused = run(&["demo", "--out", &out]).expect_code(2);
+    assert!(
+        refused.stderr.contains("holds a training run"),
+        "{}",
+        refused.stderr
+    );
+    assert!(bytes(&dir.join("metrics.jsonl")) == metrics && !dir.join("sft").exists());
+
+    let new = scratch.path().join("new");
+    let arguments = ["demo", "--out", &new.display().to_string(), "--set"];
+    let refused = run(&[&arguments[..], &["eval.temperatures=[0.5]"]].concat()).expect_code(2);
+    assert!(
+        refused.stderr.contains("eval.temperatures"),
+        "{}",
+        refused.stderr
+    );
+    assert!(!new.exists());
 }
 
 #[test]

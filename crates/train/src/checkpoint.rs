@@ -168,14 +168,34 @@ pub(crate) fn write(parent: &Path, name: &str, contents: &Contents) -> Result<()
     )?;
     let manifest = json(&Manifest::of(&saving)?);
     model::write_atomic(&saving.join(MANIFEST), &manifest)?;
-    let place = parent.join(name);
-    remove_folder(&place)?;
-    fs::rename(&saving, &place).map_err(Error::disk(&place, "renaming into place"))?;
-    sync_folder(parent)
+    move_into_place(parent, name, &saving)
+}
+
+/// A kill at any moment leaves the folder that was there in its place or under [`OLD`], from where
+/// the next trainer puts it back.
+fn move_into_place(parent: &Path, name: &str, saving: &Path) -> Result<(), Error> {
+    let (place, old) = (parent.join(name), parent.join(format!("{OLD}{name}")));
+    let replaces = place.exists();
+    if replaces {
+        remove_folder(&old)?;
+        fs::rename(&place, &old).map_err(Error::disk(&old, "renaming"))?;
+    }
+    if let Err(error) = fs::rename(saving, &place) {
+        if replaces {
+            // If this fails too, the next trainer does it.
+            let _ = fs::rename(&old, &place);
+        }
+        return Err(Error::disk(&place, "renaming into place")(error));
+    }
+    sync_folder(parent)?;
+    remove_folder(&old)
 }
 
 /// Prefix of a folder that is being written.
 pub(crate) const SAVING: &str = "saving-";
+
+/// Prefix of a folder that is being replaced.
+pub(crate) const OLD: &str = ".old-";
 
 pub(crate) fn remove_folder(dir: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(dir) {

@@ -5,6 +5,13 @@ use std::path::Path;
 use crate::error::Error;
 use crate::run_config::{RunConfig, SftConfig};
 
+/// Of one piece, one sequence or one pass. This and the bounds below are far beyond what the
+/// machine can do, and stop a slip of the finger before the allocator does.
+const MOST_TOKENS: usize = 1 << 20;
+
+/// Of one step or one evaluation.
+const MOST_SEQUENCES: usize = 1 << 20;
+
 /// Larger files are not run configurations.
 const LARGEST_FILE: u64 = 1 << 20;
 
@@ -61,20 +68,65 @@ impl RunConfig {
             return Err(format!("seed = {}: at most {}", self.seed, i64::MAX));
         }
         self.validate_task()?;
+        self.validate_model()?;
         self.validate_sft()?;
         self.validate_grpo()?;
         for &temperature in &self.eval.temperatures {
             range("eval.temperatures", temperature, 0.0, 100.0)?;
         }
-        at_least("eval.problems", self.eval.problems, 1)?;
-        at_least("engine.max_num_seqs", self.engine.max_num_seqs, 1)?;
-        at_least(
-            "engine.max_num_batched_tokens",
-            self.engine.max_num_batched_tokens,
-            1,
-        )?;
-        at_least("engine.block_size", self.engine.block_size, 1)?;
+        let engine = &self.engine;
+        let sizes = [
+            ("eval.problems", self.eval.problems, 1, MOST_SEQUENCES),
+            (
+                "eval.max_completion_tokens",
+                self.eval.max_completion_tokens,
+                0,
+                MOST_TOKENS,
+            ),
+            ("engine.max_num_seqs", engine.max_num_seqs, 1, 1 << 16),
+            (
+                "engine.max_num_batched_tokens",
+                engine.max_num_batched_tokens,
+                1,
+                MOST_TOKENS,
+            ),
+            ("engine.block_size", engine.block_size, 1, 1 << 16),
+        ];
+        check_sizes(&sizes)?;
         at_least("checkpoint.keep", self.checkpoint.keep, 1)
+    }
+
+    /// Only what would be asked of the allocator; the rest is the model's own to check.
+    fn validate_model(&self) -> Result<(), String> {
+        let model = &self.model;
+        let sizes = [
+            ("hidden_size", model.hidden_size, 1 << 16),
+            ("intermediate_size", model.intermediate_size, 1 << 18),
+            (
+                "moe_intermediate_size",
+                model.moe_intermediate_size,
+                1 << 18,
+            ),
+            ("num_hidden_layers", model.num_hidden_layers, 256),
+            ("num_attention_heads", model.num_attention_heads, 1024),
+            ("n_routed_experts", model.n_routed_experts, 1024),
+            ("n_shared_experts", model.n_shared_experts, 64),
+            ("num_experts_per_tok", model.num_experts_per_tok, 1024),
+            ("first_k_dense_replace", model.first_k_dense_replace, 256),
+            ("q_lora_rank", model.q_lora_rank, 1 << 16),
+            ("kv_lora_rank", model.kv_lora_rank, 1 << 16),
+            ("qk_nope_head_dim", model.qk_nope_head_dim, 1 << 12),
+            ("qk_rope_head_dim", model.qk_rope_head_dim, 1 << 12),
+            ("v_head_dim", model.v_head_dim, 1 << 12),
+            (
+                "max_position_embeddings",
+                model.max_position_embeddings,
+                MOST_TOKENS,
+            ),
+        ];
+        sizes
+            .iter()
+            .try_for_each(|&(key, value, most)| at_most(&format!("model.{key}"), value, most))
     }
 
     fn validate_task(&self) -> Result<(), String> {
@@ -87,6 +139,7 @@ impl RunConfig {
             ("task.digits", task.digits[0] as usize, 1, 3),
             ("task.digits", task.digits[1] as usize, 1, 3),
         ];
+        at_most("task.max_trace_tokens", task.max_trace_tokens, MOST_TOKENS)?;
         for (key, value, least, most) in numbers {
             if !(least..=most).contains(&value) {
                 return Err(format!(
@@ -99,8 +152,11 @@ impl RunConfig {
 
     fn validate_sft(&self) -> Result<(), String> {
         let sft = &self.sft;
-        at_least("sft.piece_tokens", sft.piece_tokens, 16)?;
-        if sft.tokens_per_step == 0 || !sft.tokens_per_step.is_multiple_of(sft.piece_tokens) {
+        check_sizes(&[
+            ("sft.piece_tokens", sft.piece_tokens, 16, MOST_TOKENS),
+            ("sft.tokens_per_step", sft.tokens_per_step, 1, 1 << 26),
+        ])?;
+        if !sft.tokens_per_step.is_multiple_of(sft.piece_tokens) {
             return Err(format!(
                 "sft.tokens_per_step = {}: a multiple of sft.piece_tokens = {} is needed",
                 sft.tokens_per_step, sft.piece_tokens
@@ -130,10 +186,20 @@ impl RunConfig {
 
     fn validate_grpo(&self) -> Result<(), String> {
         let grpo = &self.grpo;
-        at_least("grpo.problems_per_step", grpo.problems_per_step, 1)?;
-        at_least("grpo.group_size", grpo.group_size, 2)?;
+        let (problems, group) = (grpo.problems_per_step, grpo.group_size);
+        let limit = grpo.max_completion_tokens;
+        check_sizes(&[
+            ("grpo.problems_per_step", problems, 1, 1 << 16),
+            ("grpo.group_size", group, 2, 1 << 16),
+            ("grpo.piece_tokens", grpo.piece_tokens, 16, MOST_TOKENS),
+            ("grpo.max_completion_tokens", limit, 0, MOST_TOKENS),
+        ])?;
+        at_most(
+            "grpo.problems_per_step times grpo.group_size",
+            problems * group,
+            MOST_SEQUENCES,
+        )?;
         at_least("grpo.updates_per_batch", grpo.updates_per_batch as usize, 1)?;
-        at_least("grpo.piece_tokens", grpo.piece_tokens, 16)?;
         range("grpo.temperature", grpo.temperature, 0.01, 100.0)?;
         let rates = [
             ("learning_rate", grpo.learning_rate, 10.0),
@@ -205,6 +271,22 @@ fn at_least(key: &str, value: usize, least: usize) -> Result<(), String> {
     } else {
         Err(format!("{key} = {value}: at least {least} is needed"))
     }
+}
+
+fn at_most(key: &str, value: usize, most: usize) -> Result<(), String> {
+    if value <= most {
+        Ok(())
+    } else {
+        Err(format!("{key} = {value}: at most {most} is allowed"))
+    }
+}
+
+/// Key, value, least, most.
+fn check_sizes(sizes: &[(&str, usize, usize, usize)]) -> Result<(), String> {
+    sizes.iter().try_for_each(|&(key, value, least, most)| {
+        at_least(key, value, least)?;
+        at_most(key, value, most)
+    })
 }
 
 fn line_of(text: &str, at: usize) -> usize {
@@ -329,6 +411,34 @@ mod tests {
             let error = error_of(text);
             assert!(error.contains(part), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn sizes_that_nobody_can_mean_are_refused_by_name() {
+        for (section, key) in [
+            ("engine", "max_num_seqs"),
+            ("engine", "max_num_batched_tokens"),
+            ("engine", "block_size"),
+            ("grpo", "problems_per_step"),
+            ("grpo", "group_size"),
+            ("grpo", "piece_tokens"),
+            ("grpo", "max_completion_tokens"),
+            ("sft", "piece_tokens"),
+            ("sft", "tokens_per_step"),
+            ("task", "max_trace_tokens"),
+            ("eval", "problems"),
+            ("eval", "max_completion_tokens"),
+            ("model", "hidden_size"),
+            ("model", "num_hidden_layers"),
+            ("model", "n_routed_experts"),
+            ("model", "max_position_embeddings"),
+        ] {
+            let error = error_of(&format!("[{section}]\n{key} = 1000000000000\n"));
+            let expected = format!("{section}.{key} = 1000000000000: at most ");
+            assert!(error.contains(&expected), "{error}");
+        }
+        let error = error_of("[grpo]\nproblems_per_step = 60000\ngroup_size = 60000\n");
+        assert!(error.contains("= 3600000000: at most"), "{error}");
     }
 
     #[test]

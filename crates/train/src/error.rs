@@ -1,6 +1,7 @@
 //! What can go wrong in a run.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// An error of this crate. Wrong shapes inside the program panic; settings, files and the machine
@@ -14,7 +15,8 @@ pub enum Error {
         path: PathBuf,
         message: String,
     },
-    /// A write that failed.
+    /// A write that failed; the exit code tells whether for lack of room. What to do about it
+    /// depends on how the run was started, so whoever started it says so.
     Disk {
         path: PathBuf,
         action: &'static str,
@@ -36,12 +38,16 @@ pub enum Error {
 }
 
 impl Error {
-    /// The process exit code: 1 failure, 2 configuration, 3 bad input, 4 disk, 5 locked.
+    /// The process exit code: 1 failure, 2 configuration, 3 bad input, 4 no room on the
+    /// disk, 5 locked.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Config(_) => 2,
             Error::Input { .. } | Error::Text(_) => 3,
-            Error::Disk { .. } => 4,
+            Error::Disk { source, .. } => match source.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => 4,
+                _ => 1,
+            },
             Error::Locked { .. } => 5,
             Error::Model(error) => error.exit_code(),
             Error::Engine(error) => error.exit_code(),
@@ -77,11 +83,7 @@ impl fmt::Display for Error {
                 path,
                 action,
                 source,
-            } => write!(
-                f,
-                "{}: {action} failed: {source}; make room or choose a writable place, then resume",
-                path.display()
-            ),
+            } => write!(f, "{}: {action} failed: {source}", path.display()),
             Error::Locked { path, pid } => {
                 let holder = pid.map_or("another process".to_string(), |pid| {
                     format!("process {pid}")
@@ -121,5 +123,28 @@ impl From<engine::Error> for Error {
 impl From<text::Error> for Error {
     fn from(error: text::Error) -> Error {
         Error::Text(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_lack_of_room_is_a_lack_of_resources() {
+        for (kind, code) in [
+            (ErrorKind::StorageFull, 4),
+            (ErrorKind::QuotaExceeded, 4),
+            (ErrorKind::FileTooLarge, 4),
+            (ErrorKind::PermissionDenied, 1),
+            (ErrorKind::NotFound, 1),
+            (ErrorKind::ReadOnlyFilesystem, 1),
+        ] {
+            let error = Error::disk(Path::new("run/latest"), "renaming")(kind.into());
+            assert_eq!(error.exit_code(), code, "{kind:?}");
+            let text = error.to_string();
+            assert!(text.starts_with("run/latest: renaming failed: "), "{text}");
+            assert!(!text.contains("make room"), "{text}");
+        }
     }
 }

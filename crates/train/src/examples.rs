@@ -16,6 +16,9 @@ const HELD_OUT: u64 = 2 << 48;
 /// Redraws before a task and its mixture are taken to have no worked text at all.
 const MOST_REDRAWS: usize = 10_000;
 
+/// Enough to meet a text of the usual length, and made in a moment.
+const EXAMPLES_LOOKED_AT: u64 = 32;
+
 /// A prompt and what should follow it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
@@ -40,7 +43,7 @@ pub(crate) fn example(
     let mut problem_draw = Chance::new(seed, Purpose::Problem).draws(SFT + index);
     let mut trace_draw = Chance::new(seed, Purpose::Trace).draws(index);
     for _ in 0..MOST_REDRAWS {
-        let problem = wanted_problem(task, &sft.attempt_weights, &mut problem_draw);
+        let problem = wanted_problem(task, &sft.attempt_weights, &mut problem_draw)?;
         let style = style(sft, step, &mut trace_draw);
         if let Some(trace) = task.trace(&problem, style, &mut trace_draw) {
             let mut token_ids = setup.encode(&task.prompt(&problem), model.vocab_size)?;
@@ -59,6 +62,23 @@ pub(crate) fn example(
     )))
 }
 
+/// The first worked texts of every part of the mixture, so that settings without any, or with texts
+/// beyond the model's positions, are refused before a directory is made.
+///
+/// # Errors
+/// [`Error::Config`] naming the setting.
+pub(crate) fn check_examples(setup: &Setup, model: &model::Config) -> Result<(), Error> {
+    let sft = &setup.config.sft;
+    let starts = sft.mix.iter().map(|part| part.from_step);
+    let starts = starts.chain([0]).filter(|&step| step < sft.steps);
+    for step in starts.collect::<std::collections::BTreeSet<u64>>() {
+        for index in 0..EXAMPLES_LOOKED_AT {
+            example(setup, model, index, step)?;
+        }
+    }
+    Ok(())
+}
+
 fn check_length(tokens: usize, max_position_embeddings: usize) -> Result<(), Error> {
     if tokens <= max_position_embeddings {
         return Ok(());
@@ -71,21 +91,33 @@ fn check_length(tokens: usize, max_position_embeddings: usize) -> Result<(), Err
 
 /// Draws until one is accepted with probability weight / greatest weight, which makes a problem
 /// likelier by its weight.
-fn wanted_problem(task: &dyn Task, weights: &[f64], draw: &mut tasks::Draw) -> Problem {
+///
+/// # Errors
+/// [`Error::Config`] if the task has no problems, or next to none, with the greater weights.
+fn wanted_problem(
+    task: &dyn Task,
+    weights: &[f64],
+    draw: &mut tasks::Draw,
+) -> Result<Problem, Error> {
     let greatest = weights.iter().copied().fold(0.0, f64::max);
-    loop {
+    for _ in 0..MOST_REDRAWS {
         let problem = task.training_problem(draw);
         let Some(&last) = weights.last() else {
-            return problem;
+            return Ok(problem);
         };
         let weight = match task.attempts(&problem) {
             Some(attempts) => weights.get(attempts.max(1) - 1).copied().unwrap_or(last),
             None => last,
         };
         if unit(draw) * greatest < weight {
-            return problem;
+            return Ok(problem);
         }
     }
+    Err(Error::Config(format!(
+        "sft.attempt_weights: {MOST_REDRAWS} problems of {} were all turned down; give weight to \
+         the numbers of attempts that its problems need",
+        task.name()
+    )))
 }
 
 /// The style of one worked text, by the weights that are active at `step`.
@@ -142,7 +174,7 @@ pub fn held_out_problems(task: &dyn Task, seed: u64, count: usize) -> Vec<Proble
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run_config::StyleName;
+    use crate::run_config::{StyleName, TaskName};
     use crate::testing::tiny_setup;
 
     #[test]
@@ -217,7 +249,7 @@ mod tests {
             let mut draw = Chance::new(1, Purpose::Problem).draws(0);
             let task = setup.task.as_ref();
             let later = |_: &u32| {
-                let problem = wanted_problem(task, weights, &mut draw);
+                let problem = wanted_problem(task, weights, &mut draw).expect("a problem");
                 task.attempts(&problem).is_none_or(|attempts| attempts > 1)
             };
             (0..3000).filter(later).count() as f64 / 3000.0
@@ -229,6 +261,46 @@ mod tests {
             "{nature} {heavy} {expected}"
         );
         assert_eq!(none, 0.0);
+    }
+
+    #[test]
+    fn weights_that_no_problem_has_are_a_configuration_error() {
+        // Every multiplication takes one attempt.
+        let setup = tiny_setup(|config| {
+            config.task.name = TaskName::Multiplication;
+            config.sft.attempt_weights = vec![0.0, 1.0];
+        });
+        let model = setup.model_config().expect("config");
+        let error = example(&setup, &model, 0, 0).expect_err("no problem at all");
+        assert_eq!(error.exit_code(), 2);
+        let text = error.to_string();
+        assert!(text.contains("sft.attempt_weights"), "{text}");
+    }
+
+    #[test]
+    fn every_part_of_the_mixture_is_looked_at_before_the_start() {
+        let part = |style, from_step, until_step| MixPart {
+            style,
+            weight: 1.0,
+            from_step,
+            until_step,
+        };
+        let check = |positions, steps| {
+            let setup = tiny_setup(|config| {
+                config.model.max_position_embeddings = positions;
+                config.sft.steps = steps;
+                config.sft.mix = vec![part(StyleName::Blurt, 0, 5), part(StyleName::Row, 5, 1000)];
+            });
+            check_examples(&setup, &setup.model_config().expect("config"))
+        };
+        // A prompt of 5 tokens and an answer of 10 fit into 20, and workings do not.
+        check(20, 5).expect("the second part never comes");
+        check(64, 10).expect("all fit");
+        let error = check(20, 10).expect_err("the second part does not fit");
+        assert!(
+            error.to_string().contains("max_position_embeddings"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -176,6 +176,16 @@ impl<'a> Grpo<'a> {
         problems.into_iter().map(group).collect()
     }
 
+    /// Greatest difference between the log-probabilities of rollout and model over all completions,
+    /// for a step that trains on none: the law is looked at in every step.
+    fn compare_rollout(&mut self, groups: &[Group], backend: &dyn Backend) -> f64 {
+        let grpo = &self.setup.config.grpo;
+        let batch = training_batch(grpo, groups, true);
+        let temperature = grpo.temperature as f32;
+        let logprobs = self.learner.score_own(backend, &batch.pieces, temperature);
+        largest_difference(&logprobs, &batch.rollout_logprobs)
+    }
+
     /// Updates on one batch; the metrics of loss are those of the last, which with one update is
     /// the only one.
     fn learn(
@@ -261,7 +271,10 @@ impl Stage for Grpo<'_> {
         self.samples = samples(self.setup, &groups, self.progress.step);
         let mut metrics = Totals::of(&groups).metrics();
         metrics.rollout_rounds = rounds;
-        let batch = training_batch(grpo, &groups);
+        let batch = training_batch(grpo, &groups, !grpo.drop_zero_variance);
+        if batch.pieces.is_empty() {
+            metrics.max_abs_logp_diff = self.compare_rollout(&groups, backend);
+        }
         self.learn(&batch, backend, &mut metrics)?;
         let speed = if metrics.skipped {
             0.0
@@ -337,14 +350,15 @@ fn samples(setup: &Setup, groups: &[Group], step: u64) -> Vec<Sample> {
         .collect()
 }
 
-fn training_batch(grpo: &GrpoConfig, groups: &[Group]) -> TrainingBatch {
+/// The completions of the groups that teach something, or with `all` of every group.
+fn training_batch(grpo: &GrpoConfig, groups: &[Group], all: bool) -> TrainingBatch {
     let zeros = vec![0.0; grpo.group_size];
     let mut chosen: Vec<(&Group, &Completion, f32)> = Vec::new();
     for group in groups {
         let advantages = match &group.advantages {
             Some(advantages) => advantages,
-            None if grpo.drop_zero_variance => continue,
-            None => &zeros,
+            None if all => &zeros,
+            None => continue,
         };
         chosen.extend(
             group

@@ -35,7 +35,8 @@ pub struct GrpoMetrics {
     /// Share of completions that were cut off.
     #[serde(rename = "completions/clipped_ratio")]
     pub clipped_ratio: f64,
-    /// Mean over the tokens trained on, in nats.
+    /// Mean over the tokens trained on, in nats. This, `kl`, the clip ratios, `loss` and
+    /// `grad_norm` are 0 where `groups_kept` is 0 and no token was trained on.
     pub entropy: f64,
     /// Mean k3 from the reference over the tokens trained on; 0 without a reference.
     pub kl: f64,
@@ -53,8 +54,9 @@ pub struct GrpoMetrics {
     pub num_tokens: u64,
     /// Tokens of this step's completions.
     pub completion_tokens: u64,
-    /// Greatest difference, over all tokens trained on, between the log-probability that the engine
-    /// recorded and the training pass's. 0, or a law is broken.
+    /// Greatest difference, over all tokens trained on, or in a step that trains on none over all
+    /// completions, between the log-probability that the engine recorded and the training pass's.
+    /// 0, or a law is broken.
     pub max_abs_logp_diff: f64,
     /// The busiest expert's tokens over the mean, in the worst layer.
     pub load_violation: f64,

@@ -15,12 +15,17 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::checkpoint::{self, Checkpoint, Contents, SAVING, State};
+use crate::checkpoint::{self, Checkpoint, Contents, State};
 use crate::error::Error;
+use crate::examples::check_examples;
 use crate::progress::Stage;
 use crate::run_config::RunConfig;
 use crate::samples::Sample;
-use crate::setup::Setup;
+use crate::setup::{Setup, tokenizer_files};
+
+use place::{check_place, checkpoints, folder, sweep};
+
+mod place;
 
 /// A run directory, locked for as long as this lives.
 pub struct RunDir {
@@ -32,7 +37,7 @@ pub struct RunDir {
     keep: usize,
     seed: u64,
     config_blake3: String,
-    tokenizer_files: Vec<(String, Vec<u8>)>,
+    tokenizer_json: String,
     metrics: Log,
     samples: Log,
     /// The lock ends with the file.
@@ -41,12 +46,19 @@ pub struct RunDir {
 
 impl RunDir {
     /// Opens a directory for stage `S`, making it where there is none, and takes its lock. What a
-    /// killed trainer left half-written is removed.
+    /// killed trainer left half-written is removed. Nothing is made or changed in a directory that
+    /// holds anything else than a run.
     ///
     /// # Errors
-    /// [`Error::Locked`] if another trainer is at work there; [`Error::Input`] if it holds a run of
-    /// other settings, each difference named; [`Error::Disk`].
+    /// [`Error::Config`] if the directory is neither empty nor a run, or if there are no worked
+    /// texts for these settings; [`Error::Locked`] if another trainer is at work there;
+    /// [`Error::Input`] if it holds a run of other settings, each difference named;
+    /// [`Error::Disk`].
     pub fn open<S: Stage>(path: &Path, setup: &Setup) -> Result<RunDir, Error> {
+        check_place(path)?;
+        if S::NAME == "sft" {
+            check_examples(setup, &setup.model_config()?)?;
+        }
         fs::create_dir_all(path).map_err(Error::disk(path, "creating the run directory"))?;
         let lock = lock(&path.join("lock"))?;
         sweep(path)?;
@@ -62,7 +74,7 @@ impl RunDir {
             keep: setup.config.checkpoint.keep,
             seed: setup.config.seed,
             config_blake3: blake3::hash(ours.as_bytes()).to_hex().to_string(),
-            tokenizer_files: setup.tokenizer_files()?,
+            tokenizer_json: setup.tokenizer.to_json()?,
             metrics: Log::open(path.join("metrics.jsonl"))?,
             samples: Log::open(path.join("samples.jsonl"))?,
             _lock: lock,
@@ -74,8 +86,8 @@ impl RunDir {
     }
 
     /// The newest whole checkpoint, and a line for each newer one that is damaged. `None`: nothing
-    /// is saved yet. The logs are cut back to where it was saved, and `config.toml` is written; so
-    /// this is called once, before the first step.
+    /// is saved yet. The logs are cut back to where it was saved, `latest` is moved to it, and
+    /// `config.toml` is written; so this is called once, before the first step.
     ///
     /// # Errors
     /// [`Error::Input`] if all checkpoints are damaged, or it is one of another stage or settings.
@@ -89,6 +101,7 @@ impl RunDir {
                     self.write_settings()?;
                     self.metrics.cut(found.state.metrics_bytes)?;
                     self.samples.cut(found.state.samples_bytes)?;
+                    self.point_at(&folder(step))?;
                     return Ok(Some((found, notes)));
                 }
                 Err(error) => {
@@ -102,10 +115,16 @@ impl RunDir {
         if let Some(error) = last {
             return Err(error);
         }
-        self.metrics.cut(0)?;
-        self.samples.cut(0)?;
         self.write_settings()?;
         Ok(None)
+    }
+
+    fn point_at(&self, name: &str) -> Result<(), Error> {
+        let latest = self.path.join("latest");
+        Ok(model::write_atomic(
+            &latest,
+            format!("{name}\n").as_bytes(),
+        )?)
     }
 
     fn write_settings(&self) -> Result<(), Error> {
@@ -158,14 +177,15 @@ impl RunDir {
         state.optimizer_updates = stage.optimizer().updates;
         state.progress = progress;
         let name = folder(progress.step);
+        let positions = stage.model().config.max_position_embeddings;
         let contents = Contents {
             model: stage.model(),
             optimizer: stage.optimizer(),
-            tokenizer_files: &self.tokenizer_files,
+            tokenizer_files: &tokenizer_files(&self.tokenizer_json, positions),
             state: &state,
         };
         checkpoint::write(&self.path, &name, &contents)?;
-        model::write_atomic(&self.path.join("latest"), format!("{name}\n").as_bytes())?;
+        self.point_at(&name)?;
         self.prune()?;
         Ok(self.path.join(name))
     }
@@ -244,53 +264,6 @@ impl Log {
         self.bytes = bytes;
         Ok(())
     }
-}
-
-fn folder(step: u64) -> String {
-    format!("step-{step}")
-}
-
-fn names(path: &Path) -> Result<Vec<String>, Error> {
-    let unreadable =
-        |error: std::io::Error| Error::input(path, format!("cannot be listed: {error}"));
-    let mut names = Vec::new();
-    for entry in fs::read_dir(path).map_err(unreadable)? {
-        names.push(
-            entry
-                .map_err(unreadable)?
-                .file_name()
-                .to_string_lossy()
-                .into_owned(),
-        );
-    }
-    Ok(names)
-}
-
-/// Removes what a killed trainer was writing; whoever holds the lock knows that nobody is now.
-fn sweep(path: &Path) -> Result<(), Error> {
-    for name in names(path)? {
-        let place = path.join(&name);
-        match [SAVING, ".tmp-", ".old-"]
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
-        {
-            true if place.is_dir() => checkpoint::remove_folder(&place)?,
-            true => fs::remove_file(&place).map_err(Error::disk(&place, "removing"))?,
-            false => {}
-        }
-    }
-    Ok(())
-}
-
-/// The steps of all checkpoints, newest first.
-fn checkpoints(path: &Path) -> Result<Vec<u64>, Error> {
-    let step = |name: &String| {
-        name.strip_prefix("step-")
-            .and_then(|step| step.parse().ok())
-    };
-    let mut steps: Vec<u64> = names(path)?.iter().filter_map(step).collect();
-    steps.sort_unstable_by(|a, b| b.cmp(a));
-    Ok(steps)
 }
 
 fn lock(path: &Path) -> Result<File, Error> {

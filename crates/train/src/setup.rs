@@ -6,8 +6,15 @@ use tasks::{Countdown, Multiplication, Task};
 use text::{Tokenizer, TokenizerConfig};
 
 use crate::error::Error;
+use crate::examples::rl_problem;
 use crate::fourier::fourier_init;
 use crate::run_config::{RunConfig, TaskConfig, TaskName};
+
+/// A model trained from nothing has no more: 16 bytes each while it trains.
+const MOST_PARAMETERS: usize = 1 << 32;
+
+/// The prompts of a task are all of one form; among this many is one of the longest.
+const PROMPTS_LOOKED_AT: u64 = 256;
 
 /// A run's settings with the task and the tokenizer made from them.
 pub struct Setup {
@@ -60,7 +67,8 @@ impl Setup {
     /// The configuration of a model trained from nothing.
     ///
     /// # Errors
-    /// [`Error::Model`] naming the field that does not fit.
+    /// [`Error::Model`] naming the field that does not fit; [`Error::Config`] for a model that is
+    /// too large.
     pub fn model_config(&self) -> Result<model::Config, Error> {
         let shape = &self.config.model;
         let config = model::Config {
@@ -93,6 +101,13 @@ impl Setup {
             ignored_keys: Vec::new(),
         };
         config.validate()?;
+        let parameters = model::Layout::new(&config).total_len;
+        if parameters > MOST_PARAMETERS {
+            return Err(Error::Config(format!(
+                "model: sizes of {parameters} parameters in all, and at most {MOST_PARAMETERS} \
+                 are allowed; lower hidden_size, num_hidden_layers or n_routed_experts"
+            )));
+        }
         Ok(config)
     }
 
@@ -110,32 +125,14 @@ impl Setup {
         Ok(model)
     }
 
-    /// The tokenizer's files of a Hugging Face folder: name and bytes, for [`model::write_folder`].
+    /// The tokenizer's files of a Hugging Face folder: name and bytes, for [`model::write_folder`];
+    /// those of a model of [`Setup::model_config`].
     ///
     /// # Errors
     /// [`Error::Text`] if the tokenizer cannot be written.
     pub fn tokenizer_files(&self) -> Result<Vec<(String, Vec<u8>)>, Error> {
-        let config = text::tokenizer_config(&TokenizerConfig {
-            eos_token: tasks::EOS,
-            pad_token: tasks::PAD,
-            unk_token: tasks::UNK,
-            chat_template: text::REASONING_TEMPLATE,
-            model_max_length: self.config.model.max_position_embeddings,
-        });
-        let map = format!(
-            "{{\n  \"eos_token\": \"{}\",\n  \"pad_token\": \"{}\",\n  \"unk_token\": \"{}\"\n}}\n",
-            tasks::EOS,
-            tasks::PAD,
-            tasks::UNK
-        );
-        Ok(vec![
-            ("special_tokens_map.json".to_string(), map.into_bytes()),
-            (
-                "tokenizer.json".to_string(),
-                self.tokenizer.to_json()?.into_bytes(),
-            ),
-            ("tokenizer_config.json".to_string(), config.into_bytes()),
-        ])
+        let positions = self.config.model.max_position_embeddings;
+        Ok(tokenizer_files(&self.tokenizer.to_json()?, positions))
     }
 
     /// The tokens of a text, each below `vocab_size` of the model that will see them.
@@ -150,6 +147,36 @@ impl Setup {
         }
     }
 
+    /// Whether a prompt and a completion of reinforcement learning fit the positions of the model
+    /// that is to be trained, so that nobody learns it only after a directory was made.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with both numbers.
+    pub fn check_lengths(&self, model: &model::Config) -> Result<(), Error> {
+        let positions = model.max_position_embeddings;
+        let limit = self.completion_limit(self.config.grpo.max_completion_tokens);
+        let mut prompt = 0;
+        for index in 0..PROMPTS_LOOKED_AT {
+            let text = self.task.prompt(&rl_problem(self, index));
+            prompt = prompt.max(self.encode(&text, model.vocab_size)?.len());
+        }
+        if prompt.saturating_add(limit) <= positions {
+            return Ok(());
+        }
+        let room = match positions.saturating_sub(prompt) {
+            0 => "choose a model with more positions".to_string(),
+            room => format!("set it to {room} or less, or choose a model with more positions"),
+        };
+        let source = match self.config.grpo.max_completion_tokens {
+            0 => " (the task's own limit)",
+            _ => "",
+        };
+        Err(Error::Config(format!(
+            "grpo.max_completion_tokens = {limit}{source}: with a prompt of {prompt} tokens that \
+             is beyond the model's max_position_embeddings = {positions}; {room}"
+        )))
+    }
+
     /// The limit of the settings, or the task's own where they say 0.
     pub(crate) fn completion_limit(&self, setting: usize) -> usize {
         if setting > 0 {
@@ -158,6 +185,32 @@ impl Setup {
             self.task.max_completion_tokens()
         }
     }
+}
+
+/// The tokenizer's files beside a model of so many positions: name and bytes.
+pub(crate) fn tokenizer_files(
+    tokenizer_json: &str,
+    max_position_embeddings: usize,
+) -> Vec<(String, Vec<u8>)> {
+    let config = text::tokenizer_config(&TokenizerConfig {
+        eos_token: tasks::EOS,
+        pad_token: tasks::PAD,
+        unk_token: tasks::UNK,
+        chat_template: text::REASONING_TEMPLATE,
+        model_max_length: max_position_embeddings,
+    });
+    let map = format!(
+        "{{\n  \"eos_token\": \"{}\",\n  \"pad_token\": \"{}\",\n  \"unk_token\": \"{}\"\n}}\n",
+        tasks::EOS,
+        tasks::PAD,
+        tasks::UNK
+    );
+    let file = |name: &str, bytes: Vec<u8>| (name.to_string(), bytes);
+    vec![
+        file("special_tokens_map.json", map.into_bytes()),
+        file("tokenizer.json", tokenizer_json.as_bytes().to_vec()),
+        file("tokenizer_config.json", config.into_bytes()),
+    ]
 }
 
 fn tokenizer_json() -> Result<String, Error> {
@@ -212,6 +265,50 @@ mod tests {
                 .as_str()
                 .is_some_and(|t| t.contains("<think>"))
         );
+    }
+
+    #[test]
+    fn a_completion_beyond_the_positions_is_refused_with_both_numbers() {
+        // A prompt of three numbers, their target and `<think>` has 5 tokens.
+        for (limit, positions, fits) in [(59, 64, true), (60, 64, false), (1, 5, false)] {
+            let mut config = RunConfig::default();
+            config.grpo.max_completion_tokens = limit;
+            let setup = Setup::new(config).expect("setup");
+            let mut model = setup.model_config().expect("config");
+            model.max_position_embeddings = positions;
+            let result = setup.check_lengths(&model);
+            assert_eq!(result.is_ok(), fits, "{limit} {positions}");
+            if let Err(error) = result {
+                assert_eq!(error.exit_code(), 2);
+                let text = error.to_string();
+                let setting = format!("grpo.max_completion_tokens = {limit}:");
+                let other = format!("max_position_embeddings = {positions};");
+                assert!(text.contains(&setting) && text.contains(&other), "{text}");
+            }
+        }
+        // The task's own limit, where the settings give none.
+        let setup = Setup::new(RunConfig::default()).expect("setup");
+        let limit = setup.task.max_completion_tokens();
+        let mut model = setup.model_config().expect("config");
+        model.max_position_embeddings = limit + 5;
+        setup.check_lengths(&model).expect("just enough");
+        model.max_position_embeddings = limit + 4;
+        let error = setup.check_lengths(&model).expect_err("one too few");
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("= {limit} (the task's own limit)"))
+        );
+    }
+
+    #[test]
+    fn a_model_beyond_all_memory_is_refused() {
+        let mut config = RunConfig::default();
+        (config.model.hidden_size, config.model.num_hidden_layers) = (1 << 16, 256);
+        let setup = Setup::new(config).expect("each size by itself is possible");
+        let error = setup.model_config().expect_err("too large");
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("parameters in all"), "{error}");
     }
 
     #[test]

@@ -6,14 +6,15 @@ use clap::{Args, ValueEnum};
 use train::{RunConfig, Setup};
 
 use crate::demo;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::run;
 use crate::settings::{PrecisionName, Settings};
 
 /// The whole loop in minutes: random weights, cold start, reinforcement learning, a report
 ///
 /// The work is fixed by the size, never by the clock: the same command and seed give the same
-/// weights on any machine, thread count and instruction set. In --out stand afterwards the models
+/// weights on any machine, thread count and instruction set. --out is a new or empty folder, or one
+/// of an earlier demo, which is replaced. In it stand afterwards the models
 /// sft/ and grpo/ (Hugging Face folders), report.html, metrics.jsonl and samples.jsonl. With --json
 /// the last line on standard output is one object with all results.
 #[derive(Args)]
@@ -55,6 +56,10 @@ impl Demo {
         let source = format!("demo --size {}", self.size.name());
         let config = RunConfig::from_toml(self.size.settings(), &source)?;
         let config = run::changed(config, &self.changes, settings)?;
+        if config.eval.temperatures != [1.0, 0.0] {
+            let cause = "eval.temperatures: a demo evaluates at temperature 1 and greedy, no other";
+            return Err(Failure::usage(cause, "leave that setting as it is"));
+        }
         let command = self.command(&config);
         let setup = Setup::new(config)?;
         demo::run(&setup, settings, &self.out, command)

@@ -217,7 +217,7 @@ fn logits_hash(precision: Precision, backend: &Cpu) -> String {
 fn checks(dir: &Path) -> Result<Vec<Check>, Failure> {
     let folder = Folder::open(dir)?;
     let layout = Layout::new(&folder.config);
-    let weights = model::read_weights(dir, &folder.config, &layout)?;
+    let weights = model::read_weights(&folder.dir, &folder.config, &layout)?;
     let non_finite: Vec<String> = weights.non_finite.iter().map(ToString::to_string).collect();
     let tensors = layout.tensors.len();
     let mut checks = vec![

@@ -16,43 +16,42 @@ use crate::settings::Settings;
 
 /// Accuracy of a model on held-out problems of a task
 ///
-/// One completion for each problem. Held-out problems are never trained on, by any run.
+/// One completion for each problem. Held-out problems are never trained on, by any run. With
+/// --config there is one evaluation for each of eval.temperatures, unless the command line names
+/// one; with --json each is one object on a line of its own.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  bruchteil eval demo-out/grpo --task countdown --problems 1000 \
---greedy"
+--greedy\n  bruchteil eval runs/countdown4-grpo --config runs/countdown4.toml"
 )]
 pub struct Eval {
     /// A Hugging Face model folder, or the directory of a run
     model: PathBuf,
+    /// A run's settings, a TOML file: task, seed, numerics and [eval]; other options come first
+    #[arg(long, value_name = "FILE", required_unless_present = "task")]
+    config: Option<PathBuf>,
     /// countdown or multiplication
     #[arg(long, value_name = "NAME")]
-    task: String,
-    /// Countdown: how many numbers are given, 3 or 4
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    numbers: usize,
-    /// Multiplication: digits of the two factors
-    #[arg(
-        long,
-        value_name = "N,N",
-        value_delimiter = ',',
-        num_args = 1,
-        default_value = "2,2"
-    )]
-    digits: Vec<u32>,
-    /// Held-out problems to answer
-    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    task: Option<String>,
+    /// Countdown: how many numbers are given, 3 or 4 [default: 3]
+    #[arg(long, value_name = "N")]
+    numbers: Option<usize>,
+    /// Multiplication: digits of the two factors [default: 2,2]
+    #[arg(long, value_name = "N,N", value_delimiter = ',', num_args = 1)]
+    digits: Option<Vec<u32>>,
+    /// Held-out problems to answer [default: 1000]
+    #[arg(long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    problems: u32,
-    /// Of the samples
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = generate::temperature)]
-    temperature: f32,
+    problems: Option<u32>,
+    /// Of the samples [default: 1]
+    #[arg(long, value_name = "X", value_parser = generate::temperature)]
+    temperature: Option<f32>,
     /// The likeliest token each time; the same as --temperature 0
     #[arg(long, conflicts_with = "temperature")]
     greedy: bool,
-    /// Transcripts to show, of the first problems
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    show: usize,
+    /// Transcripts to show, of the first problems [default: 0]
+    #[arg(long, value_name = "N")]
+    show: Option<usize>,
 }
 
 #[derive(Serialize)]
@@ -73,49 +72,68 @@ impl Eval {
             ui.warn("this tokenizer's words are not those of the tasks: answers may be misread");
         }
         let setup = Setup::with_tokenizer(config, tokenizer.clone())?;
-        let problems = evaluation::problems(&setup, self.problems as usize)?;
+        let problems = evaluation::problems(&setup, setup.config.eval.problems)?;
         let backend = settings.backend();
-        let model = folder.model(settings, &backend)?;
-        // Through its decimal digits, so that 0.7 stays 0.7.
-        let temperature = self.temperature.to_string().parse().unwrap_or(1.0);
-        let temperature = if self.greedy { 0.0 } else { temperature };
-        let result = evaluation::evaluate(
-            &setup,
-            &model,
-            &backend,
-            &problems,
-            temperature,
-            (ui, "eval"),
-        )?;
-        let (task, seed) = (setup.task.name(), setup.config.seed);
-        let evaluation = Evaluation { task, seed, result };
-        if settings.json {
-            print_json(&evaluation)
-        } else {
-            print(&evaluation.in_words())
+        let model = folder.model_in(setup.numerics(), settings, &backend)?;
+        for &temperature in &setup.config.eval.temperatures {
+            let shown = (ui, "eval");
+            let result =
+                evaluation::evaluate(&setup, &model, &backend, &problems, temperature, shown)?;
+            let (task, seed) = (setup.task.name(), setup.config.seed);
+            let evaluation = Evaluation { task, seed, result };
+            match settings.json {
+                true => print_json(&evaluation)?,
+                false => print(&evaluation.in_words())?,
+            }
         }
+        Ok(())
     }
 
+    /// What the file says, or the defaults of this command, under what the command line says.
     fn config(&self, settings: &Settings) -> Result<RunConfig, Failure> {
-        let mut config = RunConfig::default();
-        config.task.name = match self.task.as_str() {
-            "countdown" => TaskName::Countdown,
-            "multiplication" => TaskName::Multiplication,
-            other => {
-                let cause = format!("--task {other}: there is no such task");
-                return Err(Failure::usage(
-                    cause,
-                    "the tasks are countdown and multiplication",
-                ));
+        let mut config = match &self.config {
+            Some(path) => RunConfig::read(path)?,
+            None => {
+                let mut config = RunConfig::default();
+                (config.eval.temperatures, config.eval.transcripts) = (vec![1.0], 0);
+                config
             }
         };
-        config.task.numbers = self.numbers;
-        config.task.digits = self.digits.as_slice().try_into().map_err(|_| {
-            let cause = format!("--digits: {} numbers given", self.digits.len());
-            Failure::usage(cause, "give two, such as --digits 2,1")
-        })?;
-        config.eval.transcripts = self.show;
+        if let Some(name) = &self.task {
+            config.task.name = task_name(name)?;
+        }
+        config.task.numbers = self.numbers.unwrap_or(config.task.numbers);
+        if let Some(digits) = &self.digits {
+            config.task.digits = digits.as_slice().try_into().map_err(|_| {
+                let cause = format!("--digits: {} numbers given", digits.len());
+                Failure::usage(cause, "give two, such as --digits 2,1")
+            })?;
+        }
+        let eval = &mut config.eval;
+        eval.problems = self.problems.map_or(eval.problems, |count| count as usize);
+        eval.transcripts = self.show.unwrap_or(eval.transcripts);
+        match self.temperature {
+            _ if self.greedy => eval.temperatures = vec![0.0],
+            // Through its decimal digits, so that 0.7 stays 0.7.
+            Some(given) => eval.temperatures = vec![given.to_string().parse().unwrap_or(1.0)],
+            None if eval.temperatures.is_empty() => {
+                let cause = "eval.temperatures: none is given";
+                return Err(Failure::usage(cause, "add --temperature or --greedy"));
+            }
+            None => {}
+        }
         run::changed(config, &[], settings)
+    }
+}
+
+fn task_name(name: &str) -> Result<TaskName, Failure> {
+    match name {
+        "countdown" => Ok(TaskName::Countdown),
+        "multiplication" => Ok(TaskName::Multiplication),
+        other => Err(Failure::usage(
+            format!("--task {other}: there is no such task"),
+            "the tasks are countdown and multiplication",
+        )),
     }
 }
 

@@ -7,7 +7,7 @@ use model::Model;
 use train::{Grpo as Stage, RunDir, Setup};
 
 use super::sft::Finished;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::folder::Folder;
 use crate::run;
 use crate::settings::Settings;
@@ -19,11 +19,12 @@ use crate::settings::Settings;
 /// the bit as if there had been no stop.
 #[derive(Args)]
 #[command(
-    after_help = "Example:\n  bruchteil grpo demo-out/sft --config runs/countdown4.toml \
---out runs/grpo --set grpo.steps=100"
+    after_help = "Example:\n  bruchteil grpo runs/countdown4-sft --config runs/countdown4.toml \
+--out runs/countdown4-grpo"
 )]
 pub struct Grpo {
-    /// The Hugging Face model folder, or the directory of a run, to start from
+    /// The Hugging Face model folder, or the directory of a run, to start from; with --resume it is
+    /// not read, because the run in --out has a copy
     model: PathBuf,
     /// The run's settings, a TOML file
     #[arg(long, value_name = "FILE")]
@@ -43,10 +44,11 @@ impl Grpo {
     pub fn run(&self, settings: &Settings) -> Outcome {
         let config = run::config(&self.config, &self.changes, settings)?;
         run::check_directory(&self.out, self.resume)?;
-        let folder = Folder::open(&self.model)?;
+        let folder = self.source()?;
         let tokenizer = folder.tokenizer()?.clone();
         let (backend, ui) = (settings.backend(), settings.ui());
         let setup = Setup::with_tokenizer(config, tokenizer)?;
+        setup.check_lengths(&folder.config)?;
         let mut dir = RunDir::open::<Stage>(&self.out, &setup)?;
         let mut stage = match dir.resume()? {
             Some((checkpoint, notes)) => {
@@ -66,6 +68,24 @@ impl Grpo {
             steps: progress.step,
             num_tokens: progress.num_tokens,
         };
-        finished.tell(settings, &self.config)
+        finished.tell(settings, &self.next_commands())
+    }
+
+    /// Where model and tokenizer come from. A run that goes on has both in its checkpoints, so
+    /// MODEL may be gone or another; before its first checkpoint it starts again, from MODEL.
+    ///
+    /// # Errors
+    /// As [`Folder::open`].
+    fn source(&self) -> Result<Folder, Failure> {
+        if !self.resume || !self.out.join("latest").exists() {
+            return Folder::open(&self.model);
+        }
+        // A damaged checkpoint is passed over when the run goes on; that of step 0 always stays.
+        Folder::open(&self.out).or_else(|_| Folder::open(&self.out.join("step-0")))
+    }
+
+    fn next_commands(&self) -> String {
+        let out = self.out.display();
+        format!("  bruchteil eval {out} --config {out}/config.toml\n  bruchteil inspect {out}\n")
     }
 }

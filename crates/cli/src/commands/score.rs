@@ -56,11 +56,12 @@ impl Score {
         let mut progress = settings.ui().start("score", rows.len() as u64);
         let mut scorer = Scorer::new(&model, &backend, self.logits.is_some());
         let mut lines = String::new();
-        let mut done = 0;
+        let (mut done, mut tokens) = (0, 0);
         for batch in batches(&rows) {
             lines += &scorer.score(batch);
             done += batch.len();
-            progress.update(done as u64, "rows");
+            tokens += batch.iter().map(Vec::len).sum::<usize>();
+            progress.update_tokens(done as u64, tokens as u64);
         }
         if let Some(path) = &self.logits {
             scorer.write_logits(path)?;

@@ -17,8 +17,8 @@ use crate::settings::Settings;
 /// SIGINT or SIGTERM it saves first; resumed, it goes on to the bit as if there had been no stop.
 #[derive(Args)]
 #[command(
-    after_help = "Example:\n  bruchteil sft --config runs/countdown4.toml --out runs/sft \
---set sft.steps=500"
+    after_help = "Example:\n  bruchteil sft --config runs/countdown4.toml --out \
+runs/countdown4-sft --set sft.steps=500"
 )]
 pub struct Sft {
     /// The run's settings, a TOML file
@@ -65,20 +65,25 @@ impl Sft {
             steps: progress.step,
             num_tokens: progress.num_tokens,
         };
-        finished.tell(settings, &self.config)
+        finished.tell(settings, &self.next_commands())
+    }
+
+    /// With the settings that the run's directory keeps, so that changes by --set hold there too.
+    fn next_commands(&self) -> String {
+        let out = self.out.display();
+        format!(
+            "  bruchteil eval {out} --config {out}/config.toml\n  \
+             bruchteil grpo {out} --config {out}/config.toml --out NEW_DIR\n"
+        )
     }
 }
 
 impl Finished {
     /// The result, and what to type next.
-    pub fn tell(&self, settings: &Settings, config: &std::path::Path) -> Outcome {
+    pub fn tell(&self, settings: &Settings, next: &str) -> Outcome {
         if settings.json {
             return print_json(self);
         }
-        let (model, config) = (self.model.display(), config.display());
-        print(&format!(
-            "model: {model}\nnext:\n  bruchteil eval {model} --task countdown\n  \
-             bruchteil grpo {model} --config {config} --out NEW_DIR\n"
-        ))
+        print(&format!("model: {}\nnext:\n{next}", self.model.display()))
     }
 }

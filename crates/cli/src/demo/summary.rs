@@ -1,7 +1,7 @@
 //! The demo's numbers: for the report, and as the one JSON object at its end.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::PathBuf;
 
 use serde::Serialize;
 use train::{MixPart, RunConfig, StyleName};
@@ -13,11 +13,11 @@ use crate::report::{Compute, Report, Series, Timing};
 const CHART_POINTS: usize = 200;
 
 /// What the same compute gives without reinforcement learning.
-const CONTROL: &str = "The control, measured once for the settings of size small (LOG.md): the same \
-                       operations spent on worked traces alone, without the mixture, reach 77.8 % \
-                       at T = 1 (95 %: 75.1 to 80.3) and 85.8 % greedy; the best such run seen \
-                       reached 82.0 %. Reinforcement learning is to be judged beside that, not \
-                       beside the cold start alone.";
+const CONTROL: &str = "The control, measured once for the settings of size small (LOG.md): the \
+                       same operations spent on worked traces alone, without the mixture, reach \
+                       77.8 % at T = 1 (95 %: 75.1 to 80.3) and 85.8 % greedy; the best such run \
+                       seen reached 82.0 %. Reinforcement learning is to be judged beside that, \
+                       not beside the cold start alone.";
 
 /// The last line of `demo --json`. Accuracies are shares of `eval_problems`, one completion each:
 /// at temperature 1 (pass@1), and greedy where the name says so.
@@ -45,12 +45,17 @@ pub struct Summary {
     checkpoint: String,
     report: String,
     weights_blake3: String,
-    /// Of the whole demo: all that the clock decides.
+    /// Wall time of the whole demo: all that the clock decides.
     seconds: f64,
 }
 
 impl Summary {
-    pub fn new(report: &Report, results: &Results, (checkpoint, page): (&Path, &Path)) -> Summary {
+    pub fn new(
+        report: &Report,
+        results: &Results,
+        (checkpoint, page): (PathBuf, PathBuf),
+        seconds: f64,
+    ) -> Summary {
         let [base, sft, grpo] = &results.stages;
         let mut ci95 = BTreeMap::new();
         for (name, stage) in [("base", base), ("sft", sft), ("grpo", grpo)] {
@@ -79,12 +84,7 @@ impl Summary {
             checkpoint: checkpoint.display().to_string(),
             report: page.display().to_string(),
             weights_blake3: report.weights_blake3.clone(),
-            seconds: report
-                .timing
-                .stages
-                .iter()
-                .map(|(_, seconds)| seconds)
-                .sum(),
+            seconds,
         }
     }
 }
@@ -104,6 +104,10 @@ pub fn report(
         .grpo
         .iter()
         .map(|metrics| [metrics.step as f64, metrics.reward]);
+    let accuracy = results
+        .grpo
+        .iter()
+        .map(|metrics| [metrics.step as f64, metrics.accuracy_mean]);
     let length = results
         .grpo
         .iter()
@@ -116,6 +120,7 @@ pub fn report(
         stages: results.stages.clone(),
         sft_loss: thinned(sft.collect()),
         reward: thinned(reward.collect()),
+        accuracy: thinned(accuracy.collect()),
         response_length: thinned(length.collect()),
         compute: compute(results),
         cold_start: cold_start(&setup.config),
@@ -125,6 +130,7 @@ pub fn report(
         timing: Timing {
             machine: format!("{} threads, {}", backend.threads(), backend.isa()),
             stages: course.times.clone(),
+            seconds: course.started.elapsed().as_secs_f64(),
         },
     }
 }
@@ -200,11 +206,25 @@ fn cold_start(config: &RunConfig) -> String {
         .collect();
     format!(
         "The cold start was supervised training on traces made by a program, {} steps of {} \
-         tokens. Its composition: {}. What reinforcement learning can add depends on it: it \
+         tokens. Its composition: {}. {}What reinforcement learning can add depends on it: it \
          makes likelier what the model already does sometimes.",
         sft.steps,
         sft.tokens_per_step,
-        phases.join("; ")
+        phases.join("; "),
+        oversampling(&sft.attempt_weights)
+    )
+}
+
+/// One sentence with a space after it, or nothing where problems are as they are drawn.
+fn oversampling(attempt_weights: &[f64]) -> String {
+    if attempt_weights.is_empty() {
+        return String::new();
+    }
+    let weights: Vec<String> = attempt_weights.iter().map(f64::to_string).collect();
+    format!(
+        "Problems were not shown as often as they come: those whose worked search needs 1, 2, ... \
+         attempts were weighted {}, the last weight holding for all beyond. ",
+        weights.join(", ")
     )
 }
 
@@ -266,7 +286,10 @@ mod tests {
             part(StyleName::Row, 0.4, 0),
             part(StyleName::Blurt, 0.6, 80),
         ];
+        assert!(!cold_start(&config).contains("attempts"));
+        config.sft.attempt_weights = vec![1.0, 2.5];
         let text = cold_start(&config);
+        assert!(text.contains("attempts were weighted 1, 2.5, "), "{text}");
         assert!(
             text.contains("steps 1 to 80: 100 % worked search; "),
             "{text}"

@@ -50,6 +50,7 @@ fn report() -> Report {
         ],
         sft_loss: vec![[0.0, 6.9], [100.0, 0.75]],
         reward: vec![[0.0, 0.31], [1.0, 0.44]],
+        accuracy: vec![[0.0, 0.21], [1.0, 0.39]],
         response_length: vec![[0.0, 11.5], [1.0, 22.25]],
         compute: Compute {
             parameters_total: 1_234_567,
@@ -66,6 +67,7 @@ fn report() -> Report {
         timing: Timing {
             machine: "2 threads, avx512bf16".to_string(),
             stages: vec![("cold start".to_string(), 120.5), ("RL".to_string(), 90.25)],
+            seconds: 215.52,
         },
     }
 }
@@ -95,11 +97,12 @@ fn the_numbers_given_are_in_the_page() {
         "c0ffee",
         "bruchteil demo --size small --seed 7",
         "120.5 s",
-        "210.8 s",
+        "Accuracy of each RL step's rollouts",
+        "215.5 s",
     ] {
         assert!(html.contains(expected), "{expected} is not in the page");
     }
-    assert_eq!(html.matches("<svg").count(), 4);
+    assert_eq!(html.matches("<svg").count(), 5);
 }
 
 #[test]
@@ -128,6 +131,7 @@ fn only_the_last_section_knows_the_time() {
     slow.timing = Timing {
         machine: "another".to_string(),
         stages: vec![("all".to_string(), 9e9)],
+        seconds: 9e9,
     };
     let (fast, slow) = (fast.html(), slow.html());
     let before = |html: &str| {

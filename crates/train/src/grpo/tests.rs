@@ -40,7 +40,11 @@ fn the_step_is_the_policy_gradient_of_its_samples() {
     let mut grpo = grpo(&setup, &backend);
     let (groups, rounds) = grpo.groups(&backend).expect("groups");
     assert_eq!((groups.len(), rounds), (3, 1));
-    let batch = training_batch(&setup.config.grpo, &groups);
+    let batch = training_batch(
+        &setup.config.grpo,
+        &groups,
+        !setup.config.grpo.drop_zero_variance,
+    );
     // Written out by hand: minus the advantage over all tokens, token by token.
     let kept = groups.iter().filter(|group| group.advantages.is_some());
     let mut expected = Vec::new();
@@ -84,7 +88,11 @@ fn sequence_normalisation_counts_completions_alike() {
     let backend = backend();
     let mut grpo = grpo(&setup, &backend);
     let (groups, _) = grpo.groups(&backend).expect("groups");
-    let batch = training_batch(&setup.config.grpo, &groups);
+    let batch = training_batch(
+        &setup.config.grpo,
+        &groups,
+        !setup.config.grpo.drop_zero_variance,
+    );
     let mut place = 0;
     for completion in groups.iter().flat_map(|group| &group.completions) {
         let end = place + completion.token_ids.len();
@@ -122,7 +130,11 @@ fn groups_without_a_difference_are_replaced_as_often_as_allowed() {
         metrics.frac_reward_zero_std,
         zero as f64 / groups.len() as f64
     );
-    let batch = training_batch(&setup.config.grpo, &groups);
+    let batch = training_batch(
+        &setup.config.grpo,
+        &groups,
+        !setup.config.grpo.drop_zero_variance,
+    );
     let documents: usize = batch.pieces.iter().map(Piece::documents).sum();
     assert_eq!(documents, 2 * kept);
 }
@@ -226,4 +238,24 @@ fn samples_show_what_was_trained_on_first() {
         let expected = sample.accuracy + setup.config.grpo.format_reward * sample.format;
         assert_eq!(sample.reward, expected);
     }
+}
+
+#[test]
+fn rollouts_are_compared_where_every_group_is_left_out() {
+    let setup = easy_setup(|_| ());
+    let backend = backend();
+    let mut grpo = grpo(&setup, &backend);
+    let mut groups = grpo.groups(&backend).expect("groups").0;
+    for group in &mut groups {
+        group.advantages = None;
+    }
+    assert!(
+        training_batch(&setup.config.grpo, &groups, false)
+            .pieces
+            .is_empty()
+    );
+    assert_eq!(grpo.compare_rollout(&groups, &backend), 0.0);
+    groups[1].completions[2].logprobs[0] -= 0.5;
+    let difference = grpo.compare_rollout(&groups, &backend);
+    assert!((difference - 0.5).abs() < 1e-5, "{difference}");
 }

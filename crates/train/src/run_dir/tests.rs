@@ -1,3 +1,4 @@
+use super::place::names;
 use super::*;
 use crate::drive::{Control, drive};
 use crate::grpo::Grpo;
@@ -190,6 +191,8 @@ fn a_damaged_checkpoint_is_passed_over_and_said_so() {
             fs::read_to_string(&log).expect("metrics").lines().count(),
             4
         );
+        let latest = fs::read_to_string(scratch.0.join("latest")).expect("latest");
+        assert_eq!(latest, "step-4\n");
         assert_eq!(notes.len(), 1);
         assert!(
             notes[0].contains("step-6") && notes[0].contains(file),
@@ -267,4 +270,132 @@ fn a_checkpoint_is_a_folder_that_opens_as_a_model() {
     assert_eq!(model.params(), read.params);
     let tokenizer = text::Tokenizer::from_file(&dir.join("tokenizer.json")).expect("tokenizer");
     assert_eq!(tokenizer.token_to_id("<eos>"), Some(setup.eos_token_id));
+}
+
+/// Opening is refused with exit code 2 and leaves every file as it was.
+fn refused_and_untouched(path: &Path, setup: &Setup, named: &str) {
+    let list = |path: &Path| {
+        let mut names = names(path).expect("list");
+        names.sort();
+        names
+    };
+    let before = list(path);
+    let error = RunDir::open::<Sft>(path, setup).err().expect("refused");
+    assert_eq!(error.exit_code(), 2);
+    let text = error.to_string();
+    assert!(text.contains(named) && text.contains("choose"), "{text}");
+    assert_eq!(list(path), before);
+}
+
+#[test]
+fn a_directory_that_is_no_run_is_left_alone() {
+    let (setup, scratch) = (setup(0), Scratch::new("strangers"));
+    let photos = scratch.0.join("holiday");
+    fs::create_dir_all(photos.join("saving-photos")).expect("create");
+    fs::write(photos.join("saving-photos/beach.jpg"), "sand").expect("write");
+    refused_and_untouched(&photos, &setup, "`saving-photos`");
+    assert!(photos.join("saving-photos/beach.jpg").exists());
+
+    let demo = scratch.0.join("demo");
+    fs::create_dir(&demo).expect("create");
+    fs::write(demo.join("metrics.jsonl"), "{\"step\":1}\n").expect("write");
+    refused_and_untouched(&demo, &setup, "`metrics.jsonl`");
+    // The same with what another program calls its lock and its settings.
+    fs::write(demo.join("lock"), "held by an editor").expect("write");
+    fs::write(demo.join("config.toml"), "[window]\nwidth = 80\n").expect("write");
+    refused_and_untouched(&demo, &setup, "`config.toml`");
+    // And with ours: without a checkpoint its steps are not known to be this run's.
+    fs::write(demo.join("lock"), "77\n").expect("write");
+    fs::write(demo.join("config.toml"), setup.config.to_toml()).expect("write");
+    refused_and_untouched(&demo, &setup, "holds");
+    let metrics = fs::read_to_string(demo.join("metrics.jsonl")).expect("metrics");
+    assert_eq!(metrics, "{\"step\":1}\n");
+
+    fs::write(scratch.0.join("file"), "text").expect("write");
+    let error = RunDir::open::<Sft>(&scratch.0.join("file"), &setup).err();
+    assert_eq!(error.expect("a file").exit_code(), 2);
+}
+
+#[test]
+fn a_run_killed_before_its_first_checkpoint_starts_again() {
+    let (setup, scratch) = (setup(0), Scratch::new("early"));
+    fs::create_dir(&scratch.0).expect("create");
+    RunDir::open::<Sft>(&scratch.0, &setup).expect("an empty directory");
+    fs::write(scratch.0.join(".tmp-config.toml-77"), "se").expect("write");
+    let mut run = RunDir::open::<Sft>(&scratch.0, &setup).expect("before config.toml");
+    assert!(run.resume().expect("resume").is_none());
+    drop(run);
+    fs::create_dir(scratch.0.join("saving-step-0")).expect("create");
+    RunDir::open::<Sft>(&scratch.0, &setup).expect("before the first checkpoint");
+}
+
+#[test]
+fn only_what_the_trainer_wrote_is_swept() {
+    let (setup, scratch) = (setup(0), Scratch::new("sweep"));
+    run::<Sft>(&setup, &scratch.0, 1);
+    let theirs = [
+        "saving-photos",
+        "saving-step-5b",
+        "saving-step-05",
+        ".tmp-notes-77",
+        ".tmp-latest-x",
+        ".old-letters",
+        ".old-step-",
+        "step-by-step",
+    ];
+    let ours = [
+        "saving-step-5",
+        ".tmp-saving-step-5-77",
+        ".tmp-latest-77",
+        ".tmp-config.toml-77",
+        ".old-step-1",
+    ];
+    for name in theirs.iter().chain(&ours) {
+        fs::create_dir(scratch.0.join(name)).expect("create");
+    }
+    RunDir::open::<Sft>(&scratch.0, &setup).expect("open");
+    for name in theirs {
+        assert!(scratch.0.join(name).exists(), "{name}");
+    }
+    for name in ours {
+        assert!(!scratch.0.join(name).exists(), "{name}");
+    }
+    assert!(scratch.0.join("step-1/manifest.json").exists());
+}
+
+#[test]
+fn a_checkpoint_survives_a_kill_while_it_is_replaced() {
+    let (setup, scratch) = (setup(0), Scratch::new("replace"));
+    run::<Sft>(&setup, &scratch.0, 3);
+    let weights = hash(&scratch.0.join("step-3/model.safetensors"));
+    fs::rename(scratch.0.join("step-3"), scratch.0.join(".old-step-3")).expect("rename");
+    fs::create_dir(scratch.0.join("saving-step-3")).expect("create");
+    let backend = backend();
+    let mut run = RunDir::open::<Sft>(&scratch.0, &setup).expect("open");
+    let (found, notes) = run.resume().expect("resume").expect("a checkpoint");
+    assert_eq!((found.state.progress.step, notes.len()), (3, 0));
+    // Saving it once more replaces it and leaves nothing beside it.
+    let stage = Sft::resume(&setup, found, &backend);
+    run.save(&stage).expect("save");
+    assert_eq!(hash(&scratch.0.join("step-3/model.safetensors")), weights);
+    let left = names(&scratch.0).expect("list");
+    assert!(
+        !left
+            .iter()
+            .any(|name| name.starts_with(['.']) || name.starts_with("saving"))
+    );
+}
+
+#[test]
+fn the_tokenizer_beside_a_model_says_the_positions_of_that_model() {
+    let (setup, scratch) = (setup(0), Scratch::new("positions"));
+    let backend = backend();
+    // The model of another run; the settings' own shape has 64.
+    let other = easy_setup(|config| config.model.max_position_embeddings = 96);
+    let model = other.initial_model(&backend).expect("model");
+    let mut run = RunDir::open::<Grpo>(&scratch.0, &setup).expect("open");
+    let dir = run.save(&Grpo::new(&setup, model, &backend)).expect("save");
+    let text = fs::read_to_string(dir.join("tokenizer_config.json")).expect("read");
+    let config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(config["model_max_length"], 96);
 }
