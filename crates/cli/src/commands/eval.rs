@@ -27,7 +27,7 @@ use crate::settings::Settings;
 pub struct Eval {
     /// A Hugging Face model folder, or the directory of a run
     model: PathBuf,
-    /// A run's settings, a TOML file: task, seed, numerics and [eval]; other options come first
+    /// A run's settings, a TOML file: task, seed, numerics and `[eval]`; other options come first
     #[arg(long, value_name = "FILE", required_unless_present = "task")]
     config: Option<PathBuf>,
     /// countdown or multiplication
