@@ -150,8 +150,8 @@ fn f32_logits_are_pytorchs_and_packed_documents_are_the_documents_alone() {
 }
 
 /// bf16 products, absorbed form, f32 head: the golden file rounds the same operands, in f64. Most
-/// rows agree as f32 sums do; where a sum in f32 lands on the other side of a bf16 rounding boundary,
-/// the rows after it differ by one rounding, a fraction of what all of them do.
+/// rows agree as f32 sums do; where a sum in f32 lands on the other side of a bf16 rounding
+/// boundary, the rows after it differ by one rounding, a fraction of what all of them do.
 #[test]
 fn bf16_logits_differ_from_f32_by_the_rounding_of_operands() {
     for case in CASES {
