@@ -6,7 +6,7 @@
 
 use kernels::{
     AdamW, Backend, Chance, Cpu, HeadGradient, Heads, Isa, KeyRows, Mat, MatMut, PackedWeight,
-    Precision, Purpose, RopeTable, Sequences, clip_factor,
+    Precision, Purpose, RopeAngles, RopeFrequencies, Sequences, clip_factor,
 };
 use std::ops::Range;
 use std::time::Instant;
@@ -97,7 +97,8 @@ struct Step<'a> {
     norm: Range<usize>,
     head: Range<usize>,
     packed_head: PackedWeight,
-    rope: RopeTable,
+    rope: RopeFrequencies,
+    angles: RopeAngles,
     ids: Vec<u32>,
     targets: Vec<u32>,
     positions: Vec<u32>,
@@ -160,7 +161,8 @@ impl<'a> Step<'a> {
             norm,
             head,
             packed_head: PackedWeight::new(VOCAB, HIDDEN, precision),
-            rope: RopeTable::new(10_000.0, HEAD_DIM, SEQUENCE),
+            rope: RopeFrequencies::new(10_000.0, HEAD_DIM),
+            angles: RopeAngles::default(),
             targets: ids.iter().skip(1).chain([&ids[0]]).copied().collect(),
             ids,
             positions: (0..TOKENS).map(|t| (t % SEQUENCE) as u32).collect(),
@@ -229,6 +231,7 @@ impl<'a> Step<'a> {
             embed,
             MatMut::new(&mut self.layers[0].x[0], HIDDEN),
         );
+        cpu.rope_angles(&self.positions, &self.rope, &mut self.angles);
         for i in 0..LAYERS {
             let (now, next) = self.layers.split_at_mut(i + 1);
             let Layer {
@@ -253,15 +256,7 @@ impl<'a> Step<'a> {
             }
             for which in [0, 1] {
                 let to = MatMut::new(&mut qkv[which], HIDDEN);
-                cpu.rope(
-                    to,
-                    HEAD_DIM,
-                    HEAD_DIM,
-                    &self.positions,
-                    &self.rope,
-                    false,
-                    false,
-                );
+                cpu.rope(to, HEAD_DIM, HEAD_DIM, &self.angles, false, false);
             }
             let [q, k, v] = qkv.each_ref().map(|m| Mat::new(m, HIDDEN));
             let to = MatMut::new(attended, HIDDEN);
@@ -366,15 +361,7 @@ impl<'a> Step<'a> {
             cpu.attention_backward(qkv, &heads(), &sequences, attended, &layer.stats, d, dqkv);
             for d in [&mut *dq, &mut *dk] {
                 let to = MatMut::new(d, HIDDEN);
-                cpu.rope(
-                    to,
-                    HEAD_DIM,
-                    HEAD_DIM,
-                    &self.positions,
-                    &self.rope,
-                    false,
-                    true,
-                );
+                cpu.rope(to, HEAD_DIM, HEAD_DIM, &self.angles, false, true);
             }
             let h1 = Mat::new(&self.normed[0], HIDDEN);
             for (which, d) in [(Q, &*dq), (K, &*dk), (V, &*dv)] {

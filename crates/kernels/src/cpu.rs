@@ -6,10 +6,11 @@ use crate::ops::{
     attention::{Heads, Sequences},
     head::HeadGradient,
     optimizer::AdamW,
-    rope::RopeTable,
+    rope::{RopeAngles, RopeFrequencies},
+    router::Routing,
 };
 use crate::pool::Pool;
-use crate::{Backend, Isa, PackedWeight, Precision, Routing};
+use crate::{Backend, Isa, PackedWeight, Precision};
 use std::sync::Mutex;
 
 /// Runs every op on this machine's cores.
@@ -140,26 +141,33 @@ impl Backend for Cpu {
         ops::rmsnorm::rmsnorm_backward(self, x, weight, inv_rms, dy, dx, add, dweight);
     }
 
+    fn add_bias(&self, y: MatMut, bias: &[f32]) {
+        ops::bias::add_bias(self, y, bias);
+    }
+
+    fn add_bias_backward(&self, dy: Mat, dbias: &mut [f32]) {
+        ops::bias::add_bias_backward(self, dy, dbias);
+    }
+
+    fn rope_angles(
+        &self,
+        positions: &[u32],
+        frequencies: &RopeFrequencies,
+        angles: &mut RopeAngles,
+    ) {
+        ops::rope::rope_angles(self, positions, frequencies, angles);
+    }
+
     fn rope(
         &self,
         x: MatMut,
         head_dim: usize,
         rope_dim: usize,
-        positions: &[u32],
-        table: &RopeTable,
+        angles: &RopeAngles,
         interleaved: bool,
-        inverse: bool,
+        transposed: bool,
     ) {
-        ops::rope::rope(
-            self,
-            x,
-            head_dim,
-            rope_dim,
-            positions,
-            table,
-            interleaved,
-            inverse,
-        );
+        ops::rope::rope(self, x, head_dim, rope_dim, angles, interleaved, transposed);
     }
 
     fn swiglu(&self, gate: Mat, up: Mat, y: MatMut) {
@@ -229,41 +237,19 @@ impl Backend for Cpu {
         expert_ids: &mut [u32],
         expert_weights: &mut [f32],
     ) {
-        let (k, norm) = (r.top_k, r.norm_topk_prob);
-        ops::router::router(
-            self,
-            logits,
-            bias,
-            k,
-            norm,
-            r.scale,
-            scores,
-            expert_ids,
-            expert_weights,
-        );
+        ops::router::router(self, logits, bias, r, scores, expert_ids, expert_weights);
     }
 
     fn router_backward(
         &self,
         scores: &[f32],
-        expert_ids: &[u32],
+        ids: &[u32],
         dexpert_weights: &[f32],
         r: &Routing,
         dscores: &[f32],
         dlogits: &mut [f32],
     ) {
-        let (k, norm) = (r.top_k, r.norm_topk_prob);
-        ops::router::router_backward(
-            self,
-            scores,
-            expert_ids,
-            dexpert_weights,
-            k,
-            norm,
-            r.scale,
-            Some(dscores),
-            dlogits,
-        );
+        ops::router::router_backward(self, scores, ids, dexpert_weights, r, dscores, dlogits);
     }
 
     fn balance_loss(
@@ -275,8 +261,7 @@ impl Backend for Cpu {
         alpha: f32,
         dscores: &mut [f32],
     ) -> f32 {
-        let (k, e) = (r.top_k, r.experts);
-        ops::router::balance_loss(self, scores, expert_ids, k, e, cu_seqlens, alpha, dscores)
+        ops::router::balance_loss(self, scores, expert_ids, r, cu_seqlens, alpha, dscores)
     }
 
     fn dispatch(

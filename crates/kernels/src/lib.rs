@@ -37,7 +37,8 @@ pub use mat::{Mat, MatMut};
 pub use ops::attention::{Heads, KeyRows, Sequences};
 pub use ops::head::HeadGradient;
 pub use ops::optimizer::{AdamW, clip_factor};
-pub use ops::rope::RopeTable;
+pub use ops::rope::{RopeAngles, RopeFrequencies};
+pub use ops::router::{ExpertGroups, GroupScore, Routing, Scoring};
 
 /// What the operands of a matrix product are rounded to; sums are f32 always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,15 +55,6 @@ impl Precision {
             Precision::Bf16 => k.div_ceil(2),
         }
     }
-}
-
-/// How the router turns scores into experts and weights (DeepSeek-V3, section 2.1.2).
-#[derive(Clone, Copy, Debug)]
-pub struct Routing {
-    pub experts: usize,
-    pub top_k: usize,
-    pub norm_topk_prob: bool,
-    pub scale: f32,
 }
 
 /// The machine.
@@ -156,17 +148,30 @@ pub trait Backend: Sync {
         dweight: &mut [f32],
     );
 
+    /// Each row of y += bias.
+    fn add_bias(&self, y: MatMut, bias: &[f32]);
+
+    /// dbias += the rows of dy, a chain over them.
+    fn add_bias_backward(&self, dy: Mat, dbias: &mut [f32]);
+
+    /// Cosines and sines of a batch's `positions [tokens]`, times the frequencies' factor.
+    fn rope_angles(
+        &self,
+        positions: &[u32],
+        frequencies: &RopeFrequencies,
+        angles: &mut RopeAngles,
+    );
+
     /// Rotates the last `rope_dim` columns of each head of x `[tokens, heads * head_dim]` in place
-    /// by its position; `inverse` rotates back, which is the backward.
+    /// by its token's angles; `transposed` applies the transpose, which is the backward.
     fn rope(
         &self,
         x: MatMut,
         head_dim: usize,
         rope_dim: usize,
-        positions: &[u32],
-        table: &RopeTable,
+        angles: &RopeAngles,
         interleaved: bool,
-        inverse: bool,
+        transposed: bool,
     );
 
     /// y = silu(gate) * up.
@@ -218,7 +223,8 @@ pub trait Backend: Sync {
 
     // ---- mixture of experts ----
 
-    /// scores `[tokens, experts]` = sigmoid(logits); the top k by score + bias, weighted by score.
+    /// scores `[tokens, experts]` = sigmoid or softmax of the logits; the top k of the kept groups
+    /// by score + bias (empty: none), weighted by score.
     fn router(
         &self,
         logits: Mat,
@@ -229,6 +235,7 @@ pub trait Backend: Sync {
         expert_weights: &mut [f32],
     );
 
+    /// dlogits, written, from the gradients of the weights and (`dscores`) of the scores.
     fn router_backward(
         &self,
         scores: &[f32],

@@ -3,6 +3,7 @@
 use crate::simd::LANES;
 
 pub(crate) mod attention;
+pub(crate) mod bias;
 pub(crate) mod copy;
 pub(crate) mod embedding;
 pub(crate) mod experts;

@@ -50,6 +50,7 @@ fn main() {
             balance_loss_alpha: 1e-4,
             logprobs: &mut logprobs,
             entropies: &mut entropies,
+            mtp: None,
         };
         model.backward(backend, &batch, &mut acts, loss, &mut grads);
         let backward = start.elapsed();

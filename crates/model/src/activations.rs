@@ -1,10 +1,13 @@
 //! Everything a forward pass leaves behind, and room for the gradients of it: named, shaped, and
 //! allocated once.
 
-use crate::config::Config;
+use crate::config::{Attention, Config, Moe};
+use kernels::RopeAngles;
 
 /// Buffers of one batch. They grow to the largest batch seen and are never allocated again.
 pub struct Activations {
+    /// Of the batch's positions.
+    pub(crate) angles: RopeAngles,
     /// Input of each layer, and the output of the last: `[tokens, hidden_size]` each. Two that
     /// alternate where nothing is kept for a backward.
     pub(crate) residual: Vec<Vec<f32>>,
@@ -16,6 +19,7 @@ pub struct Activations {
     pub(crate) head_rows: Vec<f32>,
     /// Logits of a chunk of rows.
     pub(crate) logits: Vec<f32>,
+    pub(crate) mtp: MtpActivations,
     pub(crate) gradients: Option<Gradients>,
     keeps_layers: bool,
     tokens: usize,
@@ -31,7 +35,7 @@ pub(crate) struct LayerActivations {
     pub q_a: Vec<f32>,
     pub q_a_inv_rms: Vec<f32>,
     pub q_a_normed: Vec<f32>,
-    /// `[T, H * qk_head_dim]`, rotated.
+    /// `[T, H * qk_head_dim]` (or `head_dim`), rotated.
     pub q: Vec<f32>,
     /// `[T, kv_lora_rank + qk_rope_head_dim]` as projected.
     pub kv_a: Vec<f32>,
@@ -42,6 +46,15 @@ pub(crate) struct LayerActivations {
     pub q_latent: Vec<f32>,
     /// Weighted latents, `[T, H * kv_lora_rank]`.
     pub out_latent: Vec<f32>,
+    /// Of grouped heads, K of them: `[T, K * head_dim]`, keys rotated.
+    pub k: Vec<f32>,
+    pub v: Vec<f32>,
+    /// Queries and keys before their norms; empty without `q_norm` and `k_norm`.
+    pub q_raw: Vec<f32>,
+    pub k_raw: Vec<f32>,
+    /// `[T * H]` and `[T * K]`
+    pub q_inv_rms: Vec<f32>,
+    pub k_inv_rms: Vec<f32>,
     pub attention_stats: Vec<f32>,
     /// `[T, H * v_head_dim]`
     pub attention_out: Vec<f32>,
@@ -53,6 +66,23 @@ pub(crate) struct LayerActivations {
     /// The dense MLP, or the shared experts.
     pub mlp: SwigluActivations,
     pub moe: MoeActivations,
+}
+
+/// What multi-token prediction leaves behind.
+#[derive(Default)]
+pub(crate) struct MtpActivations {
+    /// Embeddings of the next tokens, `[T, hidden_size]`.
+    pub embedded: Vec<f32>,
+    pub embedded_inv_rms: Vec<f32>,
+    pub hidden_inv_rms: Vec<f32>,
+    /// Both, normed, side by side: `[T, 2 hidden_size]`.
+    pub joined: Vec<f32>,
+    /// Input and output of the block, `[T, hidden_size]`.
+    pub residual: [Vec<f32>; 2],
+    pub layer: LayerActivations,
+    /// After the block's norm, `[T, hidden_size]`.
+    pub hidden: Vec<f32>,
+    pub inv_rms: Vec<f32>,
 }
 
 /// `[rows, width]` each.
@@ -100,7 +130,14 @@ pub(crate) struct Gradients {
     pub values: Vec<f32>,
     pub q_latent: Vec<f32>,
     pub out_latent: Vec<f32>,
+    pub k: Vec<f32>,
+    pub v: Vec<f32>,
+    pub q_raw: Vec<f32>,
+    pub k_raw: Vec<f32>,
     pub attention_out: Vec<f32>,
+    /// Of multi-token prediction: the joined norms, and what they say about the hidden states.
+    pub joined: Vec<f32>,
+    pub hidden: Vec<f32>,
     pub mlp: SwigluActivations,
     pub moe: SwigluActivations,
     pub moe_input: Vec<f32>,
@@ -123,12 +160,14 @@ impl Activations {
 
     fn keeping(layers: usize, residuals: usize, keeps_layers: bool) -> Activations {
         Activations {
+            angles: RopeAngles::default(),
             residual: vec![Vec::new(); residuals],
             layers: (0..layers).map(|_| LayerActivations::default()).collect(),
             hidden: Vec::new(),
             inv_rms: Vec::new(),
             head_rows: Vec::new(),
             logits: Vec::new(),
+            mtp: MtpActivations::default(),
             gradients: keeps_layers.then(Gradients::default),
             keeps_layers,
             tokens: 0,
@@ -158,31 +197,103 @@ impl Activations {
 }
 
 impl LayerActivations {
-    fn resize(&mut self, config: &Config, tokens: usize) {
-        let heads = config.num_attention_heads;
-        let latent = config.kv_lora_rank + config.qk_rope_head_dim;
-        let hidden = config.hidden_size;
-        let q_lora_rank = config.q_lora_rank.unwrap_or(0);
+    pub fn resize(&mut self, config: &Config, tokens: usize) {
+        let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
         for (buffer, width) in [
             (&mut self.attention_input, hidden),
             (&mut self.attention_inv_rms, 1),
-            (&mut self.q_a, q_lora_rank),
-            (&mut self.q_a_inv_rms, 1),
-            (&mut self.q_a_normed, q_lora_rank),
-            (&mut self.q, heads * config.qk_head_dim()),
-            (&mut self.kv_a, latent),
-            (&mut self.kv_a_inv_rms, 1),
-            (&mut self.latent, latent),
-            (&mut self.q_latent, heads * latent),
-            (&mut self.out_latent, heads * config.kv_lora_rank),
             (&mut self.attention_stats, heads * 2),
-            (&mut self.attention_out, heads * config.v_head_dim),
             (&mut self.middle, hidden),
             (&mut self.mlp_input, hidden),
             (&mut self.mlp_inv_rms, 1),
         ] {
             buffer.resize(tokens * width, 0.0);
         }
+        let widths = AttentionWidths::new(config);
+        for (buffer, width) in [
+            (&mut self.q_a, widths.q_lora_rank),
+            (&mut self.q_a_inv_rms, 1),
+            (&mut self.q_a_normed, widths.q_lora_rank),
+            (&mut self.q, widths.q),
+            (&mut self.kv_a, widths.latent),
+            (&mut self.kv_a_inv_rms, 1),
+            (&mut self.latent, widths.latent),
+            (&mut self.q_latent, heads * widths.latent),
+            (&mut self.out_latent, heads * widths.kv_lora_rank),
+            (&mut self.k, widths.kv),
+            (&mut self.v, widths.kv),
+            (&mut self.q_raw, widths.q_raw),
+            (&mut self.k_raw, widths.k_raw),
+            (&mut self.q_inv_rms, heads),
+            (&mut self.k_inv_rms, widths.kv_heads),
+            (&mut self.attention_out, widths.out),
+        ] {
+            buffer.resize(tokens * width, 0.0);
+        }
+    }
+}
+
+/// Widths of what attention leaves behind; 0 for what the model's kind of attention lacks.
+#[derive(Default)]
+struct AttentionWidths {
+    q: usize,
+    out: usize,
+    q_lora_rank: usize,
+    kv_lora_rank: usize,
+    latent: usize,
+    kv_heads: usize,
+    kv: usize,
+    q_raw: usize,
+    k_raw: usize,
+}
+
+impl AttentionWidths {
+    fn new(config: &Config) -> AttentionWidths {
+        let heads = config.num_attention_heads;
+        match &config.attention {
+            Attention::Mla(mla) => AttentionWidths {
+                q: heads * mla.qk_head_dim(),
+                out: heads * mla.v_head_dim,
+                q_lora_rank: mla.q_lora_rank.unwrap_or(0),
+                kv_lora_rank: mla.kv_lora_rank,
+                latent: mla.latent_width(),
+                ..AttentionWidths::default()
+            },
+            Attention::Gqa(gqa) => {
+                let (kv_heads, dim) = (gqa.num_key_value_heads, gqa.head_dim);
+                let [q, kv] = [heads * dim, kv_heads * dim];
+                let [q_raw, k_raw] = if gqa.qk_norm { [q, kv] } else { [0, 0] };
+                AttentionWidths {
+                    q,
+                    out: q,
+                    kv_heads,
+                    kv,
+                    q_raw,
+                    k_raw,
+                    ..AttentionWidths::default()
+                }
+            }
+        }
+    }
+}
+
+impl MtpActivations {
+    pub fn resize(&mut self, config: &Config, tokens: usize) {
+        let hidden = config.hidden_size;
+        let [before, after] = &mut self.residual;
+        for (buffer, width) in [
+            (&mut self.embedded, hidden),
+            (&mut self.embedded_inv_rms, 1),
+            (&mut self.hidden_inv_rms, 1),
+            (&mut self.joined, 2 * hidden),
+            (before, hidden),
+            (after, hidden),
+            (&mut self.hidden, hidden),
+            (&mut self.inv_rms, 1),
+        ] {
+            buffer.resize(tokens * width, 0.0);
+        }
+        self.layer.resize(config, tokens);
     }
 }
 
@@ -195,9 +306,9 @@ impl SwigluActivations {
 }
 
 impl MoeActivations {
-    pub fn resize(&mut self, config: &Config, tokens: usize) {
-        let experts = config.n_routed_experts;
-        let sorted = tokens * config.num_experts_per_tok;
+    pub fn resize(&mut self, hidden_size: usize, moe: &Moe, tokens: usize) {
+        let experts = moe.n_routed_experts;
+        let sorted = tokens * moe.num_experts_per_tok;
         self.logits.resize(tokens * experts, 0.0);
         self.scores.resize(tokens * experts, 0.0);
         self.expert_ids.resize(sorted, 0);
@@ -205,42 +316,46 @@ impl MoeActivations {
         self.offsets.resize(experts + 1, 0);
         self.token_of.resize(sorted, 0);
         self.slot_of.resize(sorted, 0);
-        self.input.resize(sorted * config.hidden_size, 0.0);
-        self.swiglu.resize(sorted * config.moe_intermediate_size);
-        self.output.resize(sorted * config.hidden_size, 0.0);
+        self.input.resize(sorted * hidden_size, 0.0);
+        self.swiglu.resize(sorted * moe.moe_intermediate_size);
+        self.output.resize(sorted * hidden_size, 0.0);
     }
 }
 
 impl Gradients {
-    pub fn resize(&mut self, config: &Config, tokens: usize, head_rows: usize) {
-        let heads = config.num_attention_heads;
-        let latent = config.kv_lora_rank + config.qk_rope_head_dim;
-        let hidden = config.hidden_size;
-        let q_lora_rank = config.q_lora_rank.unwrap_or(0);
+    pub fn resize(&mut self, config: &Config, tokens: usize) {
+        let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
+        let predicts_more = config.num_nextn_predict_layers.min(1);
+        let widths = AttentionWidths::new(config);
         for (buffer, width) in [
             (&mut self.residual, hidden),
             (&mut self.normed, hidden),
-            (&mut self.q_a, q_lora_rank),
-            (&mut self.q_a_normed, q_lora_rank),
-            (&mut self.q, heads * config.qk_head_dim()),
-            (&mut self.kv_a, latent),
-            (&mut self.latent, latent),
-            (&mut self.values, config.kv_lora_rank),
-            (&mut self.q_latent, heads * latent),
-            (&mut self.out_latent, heads * config.kv_lora_rank),
-            (&mut self.attention_out, heads * config.v_head_dim),
+            (&mut self.q_a, widths.q_lora_rank),
+            (&mut self.q_a_normed, widths.q_lora_rank),
+            (&mut self.q, widths.q),
+            (&mut self.kv_a, widths.latent),
+            (&mut self.latent, widths.latent),
+            (&mut self.values, widths.kv_lora_rank),
+            (&mut self.q_latent, heads * widths.latent),
+            (&mut self.out_latent, heads * widths.kv_lora_rank),
+            (&mut self.k, widths.kv),
+            (&mut self.v, widths.kv),
+            (&mut self.q_raw, widths.q_raw),
+            (&mut self.k_raw, widths.k_raw),
+            (&mut self.attention_out, widths.out),
+            (&mut self.joined, predicts_more * 2 * hidden),
+            (&mut self.hidden, predicts_more * hidden),
         ] {
             buffer.resize(tokens * width, 0.0);
         }
-        self.head_rows.resize(head_rows * hidden, 0.0);
-        if config.num_moe_layers() > 0 {
-            let sorted = tokens * config.num_experts_per_tok;
-            self.moe.resize(sorted * config.moe_intermediate_size);
+        if let Some(moe) = &config.moe {
+            let sorted = tokens * moe.num_experts_per_tok;
+            self.moe.resize(sorted * moe.moe_intermediate_size);
             self.moe_input.resize(sorted * hidden, 0.0);
             self.moe_output.resize(sorted * hidden, 0.0);
             self.expert_weights.resize(sorted, 0.0);
-            self.scores.resize(tokens * config.n_routed_experts, 0.0);
-            self.logits.resize(tokens * config.n_routed_experts, 0.0);
+            self.scores.resize(tokens * moe.n_routed_experts, 0.0);
+            self.logits.resize(tokens * moe.n_routed_experts, 0.0);
         }
     }
 }

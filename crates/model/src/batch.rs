@@ -1,6 +1,6 @@
 //! What a forward pass works on: a packed list of tokens, and the cache it may read.
 
-use crate::config::Config;
+use crate::config::{Attention, Config};
 use kernels::{KeyRows, Sequences};
 
 /// Tokens of several sequences, one after the other: whole documents in training, a chunk of a
@@ -67,22 +67,41 @@ impl Batch {
     }
 }
 
-/// The latent cache: `kv_lora_rank + qk_rope_head_dim` floats per token and layer, in blocks.
+/// Keys and values of past tokens, in blocks, for every layer: of MLA the latent with its rotary
+/// key, which is both; of grouped heads a row of keys and a row of values per token.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    pub(crate) layers: Vec<Vec<f32>>,
+    pub(crate) layers: Vec<LayerCache>,
     num_blocks: usize,
     block_size: usize,
 }
 
+/// `[num_blocks * block_size, width]` each; no values where the keys are the values too.
+#[derive(Clone, Debug)]
+pub(crate) struct LayerCache {
+    pub keys: Vec<f32>,
+    pub values: Vec<f32>,
+}
+
 impl KvCache {
-    /// Room for `num_blocks` blocks of `block_size` tokens in every layer.
+    /// Room for `num_blocks` blocks of `block_size` tokens in every layer, the one of multi-token
+    /// prediction included.
     pub fn new(config: &Config, num_blocks: usize, block_size: usize) -> KvCache {
-        let width = config.kv_lora_rank + config.qk_rope_head_dim;
-        let layer = vec![0.0; num_blocks * block_size * width];
-        let layers = vec![layer; config.num_hidden_layers];
+        let (keys, values) = match &config.attention {
+            Attention::Mla(mla) => (mla.latent_width(), 0),
+            Attention::Gqa(gqa) => {
+                let width = gqa.num_key_value_heads * gqa.head_dim;
+                (width, width)
+            }
+        };
+        let rows = num_blocks * block_size;
+        let layers = config.num_hidden_layers + config.num_nextn_predict_layers;
+        let layer = || LayerCache {
+            keys: vec![0.0; rows * keys],
+            values: vec![0.0; rows * values],
+        };
         KvCache {
-            layers,
+            layers: (0..layers).map(|_| layer()).collect(),
             num_blocks,
             block_size,
         }
@@ -98,6 +117,7 @@ impl KvCache {
     }
 
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(|layer| 4 * layer.len()).sum()
+        let floats = |layer: &LayerCache| layer.keys.len() + layer.values.len();
+        4 * self.layers.iter().map(floats).sum::<usize>()
     }
 }

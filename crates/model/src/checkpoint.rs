@@ -5,8 +5,10 @@
 
 mod float;
 mod folder;
+mod positioned;
 mod publish;
 mod safetensors;
+mod source;
 mod tensors;
 mod weights;
 
@@ -24,6 +26,8 @@ pub enum WeightDtype {
     F32,
     /// Rounded to nearest, ties to even. `e_score_correction_bias` stays f32, as in DeepSeek-V3.
     Bf16,
+    /// DeepSeek's: e4m3 with a scale per block for the matrices of the blocks, bf16 for the rest.
+    Fp8,
 }
 
 impl WeightDtype {
@@ -31,7 +35,7 @@ impl WeightDtype {
     pub fn torch_name(self) -> &'static str {
         match self {
             WeightDtype::F32 => "float32",
-            WeightDtype::Bf16 => "bfloat16",
+            WeightDtype::Bf16 | WeightDtype::Fp8 => "bfloat16",
         }
     }
 }

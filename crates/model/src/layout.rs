@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::config::Config;
+use crate::config::{Attention, Config, Gqa, Mla, Moe};
 
 /// Every tensor starts at a multiple of this many floats: one cache line, one AVX-512 register.
 const ALIGNMENT: usize = 16;
@@ -46,8 +46,10 @@ pub struct Layout {
     pub layers: Vec<LayerOffsets>,
     /// `[hidden_size]`
     pub norm: Range<usize>,
-    /// `[vocab_size, hidden_size]`
+    /// `[vocab_size, hidden_size]`; that of `embed_tokens` where they are tied.
     pub lm_head: Range<usize>,
+    /// Multi-token prediction, where there is any.
+    pub mtp: Option<MtpOffsets>,
     /// Floats before the first buffer that is not trained, padding included.
     pub trainable_len: usize,
     /// Floats in the whole buffer, padding included. Padding is zero and stays zero.
@@ -59,6 +61,20 @@ pub struct Layout {
 pub struct LayerOffsets {
     /// `[hidden_size]`
     pub input_layernorm: Range<usize>,
+    pub attention: AttentionOffsets,
+    /// `[hidden_size]`
+    pub post_attention_layernorm: Range<usize>,
+    pub mlp: MlpOffsets,
+}
+
+#[derive(Clone, Debug)]
+pub enum AttentionOffsets {
+    Mla(MlaOffsets),
+    Gqa(GqaOffsets),
+}
+
+#[derive(Clone, Debug)]
+pub struct MlaOffsets {
     pub query: QueryOffsets,
     /// `[kv_lora_rank + qk_rope_head_dim, hidden_size]`
     pub kv_a_proj_with_mqa: Range<usize>,
@@ -68,9 +84,42 @@ pub struct LayerOffsets {
     pub kv_b_proj: Range<usize>,
     /// `[hidden_size, num_attention_heads * v_head_dim]`
     pub o_proj: Range<usize>,
-    /// `[hidden_size]`
-    pub post_attention_layernorm: Range<usize>,
-    pub mlp: MlpOffsets,
+}
+
+#[derive(Clone, Debug)]
+pub struct GqaOffsets {
+    /// `[num_attention_heads * head_dim, hidden_size]`
+    pub q_proj: LinearOffsets,
+    /// `[num_key_value_heads * head_dim, hidden_size]`
+    pub k_proj: LinearOffsets,
+    /// `[num_key_value_heads * head_dim, hidden_size]`
+    pub v_proj: LinearOffsets,
+    /// `[hidden_size, num_attention_heads * head_dim]`
+    pub o_proj: LinearOffsets,
+    /// `q_norm` and `k_norm`, `[head_dim]` each.
+    pub qk_norm: Option<[Range<usize>; 2]>,
+}
+
+/// A projection, with a bias or without.
+#[derive(Clone, Debug)]
+pub struct LinearOffsets {
+    pub weight: Range<usize>,
+    pub bias: Option<Range<usize>>,
+}
+
+/// Multi-token prediction of depth 1 (DeepSeek-V3, section 2.2): layer `num_hidden_layers` of a
+/// checkpoint. Its embedding and head are the model's own.
+#[derive(Clone, Debug)]
+pub struct MtpOffsets {
+    /// Of the next token's embedding, `[hidden_size]`.
+    pub enorm: Range<usize>,
+    /// Of the hidden state, `[hidden_size]`.
+    pub hnorm: Range<usize>,
+    /// `[hidden_size, 2 hidden_size]`, the embedding's columns first.
+    pub eh_proj: Range<usize>,
+    pub layer: LayerOffsets,
+    /// `shared_head.norm`, `[hidden_size]`.
+    pub norm: Range<usize>,
 }
 
 /// The query projection, with and without `q_lora_rank`.
@@ -112,7 +161,7 @@ pub struct SwigluOffsets {
 pub struct MoeOffsets {
     /// The router, `[n_routed_experts, hidden_size]`.
     pub gate: Range<usize>,
-    /// `[n_routed_experts]`; beyond `trainable_len`.
+    /// `[n_routed_experts]`, beyond `trainable_len`; empty where nothing corrects the scores.
     pub e_score_correction_bias: Range<usize>,
     /// `[n_routed_experts, moe_intermediate_size, hidden_size]`
     pub experts_gate_proj: Range<usize>,
@@ -121,7 +170,7 @@ pub struct MoeOffsets {
     /// `[n_routed_experts, hidden_size, moe_intermediate_size]`
     pub experts_down_proj: Range<usize>,
     /// All shared experts as one block of width `moe_intermediate_size * n_shared_experts`.
-    pub shared: SwigluOffsets,
+    pub shared: Option<SwigluOffsets>,
 }
 
 impl Layout {
@@ -143,9 +192,18 @@ impl Layout {
             .map(|layer| builder.layer(config, layer))
             .collect();
         let norm = builder.push("model.norm.weight".to_string(), &[config.hidden_size]);
-        let lm_head = builder.push("lm_head.weight".to_string(), &vocabulary);
+        let lm_head = match config.tie_word_embeddings {
+            true => embed_tokens.clone(),
+            false => builder.push("lm_head.weight".to_string(), &vocabulary),
+        };
+        let mut mtp = (config.num_nextn_predict_layers > 0).then(|| builder.mtp(config));
         let trainable_len = builder.align();
-        builder.router_biases(config, &mut layers);
+        let blocks = layers
+            .iter_mut()
+            .chain(mtp.as_mut().map(|mtp| &mut mtp.layer));
+        for (layer, offsets) in blocks.enumerate() {
+            builder.router_bias(config, layer, offsets);
+        }
         let total_len = builder.align();
         let tensors = builder.tensors;
         Layout {
@@ -154,9 +212,34 @@ impl Layout {
             layers,
             norm,
             lm_head,
+            mtp,
             trainable_len,
             total_len,
         }
+    }
+
+    /// Every block, the one of multi-token prediction last.
+    pub fn blocks(&self) -> impl Iterator<Item = &LayerOffsets> {
+        self.layers
+            .iter()
+            .chain(self.mtp.as_ref().map(|mtp| &mtp.layer))
+    }
+
+    /// The tensor that a range of the flat buffer belongs to.
+    ///
+    /// # Panics
+    /// If none does.
+    pub fn tensor_at(&self, range: &Range<usize>) -> &TensorSpec {
+        let after = self
+            .tensors
+            .partition_point(|spec| spec.offset <= range.start);
+        let spec = &self.tensors[after - 1];
+        assert!(
+            range.end <= spec.offset + spec.len,
+            "{range:?} in {}",
+            spec.name
+        );
+        spec
     }
 }
 
@@ -191,29 +274,13 @@ impl Builder {
 
     fn layer(&mut self, config: &Config, layer: usize) -> LayerOffsets {
         let hidden = config.hidden_size;
-        let heads = config.num_attention_heads;
         let prefix = format!("model.layers.{layer}");
-        let attention = format!("{prefix}.self_attn");
         let input_layernorm = self.push(format!("{prefix}.input_layernorm.weight"), &[hidden]);
-        let query = self.query(config, &attention);
-        let latent = config.kv_lora_rank + config.qk_rope_head_dim;
-        let kv_a_proj_with_mqa = self.push(
-            format!("{attention}.kv_a_proj_with_mqa.weight"),
-            &[latent, hidden],
-        );
-        let kv_a_layernorm = self.push(
-            format!("{attention}.kv_a_layernorm.weight"),
-            &[config.kv_lora_rank],
-        );
-        let expanded = heads * (config.qk_nope_head_dim + config.v_head_dim);
-        let kv_b_proj = self.push(
-            format!("{attention}.kv_b_proj.weight"),
-            &[expanded, config.kv_lora_rank],
-        );
-        let o_proj = self.push(
-            format!("{attention}.o_proj.weight"),
-            &[hidden, heads * config.v_head_dim],
-        );
+        let self_attn = format!("{prefix}.self_attn");
+        let attention = match &config.attention {
+            Attention::Mla(mla) => AttentionOffsets::Mla(self.mla(config, mla, &self_attn)),
+            Attention::Gqa(gqa) => AttentionOffsets::Gqa(self.gqa(config, gqa, &self_attn)),
+        };
         let post_attention_layernorm = self.push(
             format!("{prefix}.post_attention_layernorm.weight"),
             &[hidden],
@@ -221,19 +288,35 @@ impl Builder {
         let mlp = self.mlp(config, layer, &format!("{prefix}.mlp"));
         LayerOffsets {
             input_layernorm,
-            query,
-            kv_a_proj_with_mqa,
-            kv_a_layernorm,
-            kv_b_proj,
-            o_proj,
+            attention,
             post_attention_layernorm,
             mlp,
         }
     }
 
-    fn query(&mut self, config: &Config, attention: &str) -> QueryOffsets {
-        let queries = config.num_attention_heads * config.qk_head_dim();
-        let Some(rank) = config.q_lora_rank else {
+    fn mla(&mut self, config: &Config, mla: &Mla, at: &str) -> MlaOffsets {
+        let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
+        let query = self.query(config, mla, at);
+        let latent = [mla.latent_width(), hidden];
+        let kv_a_proj_with_mqa = self.push(format!("{at}.kv_a_proj_with_mqa.weight"), &latent);
+        let rank = mla.kv_lora_rank;
+        let kv_a_layernorm = self.push(format!("{at}.kv_a_layernorm.weight"), &[rank]);
+        let expanded = heads * (mla.qk_nope_head_dim + mla.v_head_dim);
+        let kv_b_proj = self.push(format!("{at}.kv_b_proj.weight"), &[expanded, rank]);
+        let out = [hidden, heads * mla.v_head_dim];
+        let o_proj = self.push(format!("{at}.o_proj.weight"), &out);
+        MlaOffsets {
+            query,
+            kv_a_proj_with_mqa,
+            kv_a_layernorm,
+            kv_b_proj,
+            o_proj,
+        }
+    }
+
+    fn query(&mut self, config: &Config, mla: &Mla, attention: &str) -> QueryOffsets {
+        let queries = config.num_attention_heads * mla.qk_head_dim();
+        let Some(rank) = mla.q_lora_rank else {
             let shape = [queries, config.hidden_size];
             return QueryOffsets::Direct {
                 q_proj: self.push(format!("{attention}.q_proj.weight"), &shape),
@@ -249,28 +332,66 @@ impl Builder {
         }
     }
 
+    fn gqa(&mut self, config: &Config, gqa: &Gqa, at: &str) -> GqaOffsets {
+        let (hidden, dim) = (config.hidden_size, gqa.head_dim);
+        let queries = config.num_attention_heads * dim;
+        let keys = gqa.num_key_value_heads * dim;
+        let [q_proj, k_proj, v_proj] = [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)]
+            .map(|(name, out)| self.linear(&format!("{at}.{name}"), [out, hidden], gqa.qkv_bias));
+        let o_proj = self.linear(&format!("{at}.o_proj"), [hidden, queries], gqa.o_bias);
+        let qk_norm = gqa.qk_norm.then(|| {
+            ["q_norm", "k_norm"].map(|name| self.push(format!("{at}.{name}.weight"), &[dim]))
+        });
+        GqaOffsets {
+            q_proj,
+            k_proj,
+            v_proj,
+            o_proj,
+            qk_norm,
+        }
+    }
+
+    fn linear(&mut self, name: &str, shape: [usize; 2], bias: bool) -> LinearOffsets {
+        let weight = self.push(format!("{name}.weight"), &shape);
+        let bias = bias.then(|| self.push(format!("{name}.bias"), &shape[..1]));
+        LinearOffsets { weight, bias }
+    }
+
+    fn mtp(&mut self, config: &Config) -> MtpOffsets {
+        let (hidden, layer) = (config.hidden_size, config.num_hidden_layers);
+        let prefix = format!("model.layers.{layer}");
+        MtpOffsets {
+            enorm: self.push(format!("{prefix}.enorm.weight"), &[hidden]),
+            hnorm: self.push(format!("{prefix}.hnorm.weight"), &[hidden]),
+            eh_proj: self.push(format!("{prefix}.eh_proj.weight"), &[hidden, 2 * hidden]),
+            layer: self.layer(config, layer),
+            norm: self.push(format!("{prefix}.shared_head.norm.weight"), &[hidden]),
+        }
+    }
+
     fn mlp(&mut self, config: &Config, layer: usize, mlp: &str) -> MlpOffsets {
         let hidden = config.hidden_size;
-        if !config.is_moe_layer(layer) {
+        let Some(moe) = config.moe.as_ref().filter(|_| config.is_moe_layer(layer)) else {
             return MlpOffsets::Dense(self.swiglu(mlp, hidden, config.intermediate_size));
-        }
-        let width = config.moe_intermediate_size;
+        };
+        let width = moe.moe_intermediate_size;
         let gate = self.push(
             format!("{mlp}.gate.weight"),
-            &[config.n_routed_experts, hidden],
+            &[moe.n_routed_experts, hidden],
         );
-        let experts_gate_proj = self.experts(config, mlp, "gate_proj", [width, hidden]);
-        let experts_up_proj = self.experts(config, mlp, "up_proj", [width, hidden]);
-        let experts_down_proj = self.experts(config, mlp, "down_proj", [hidden, width]);
-        let shared_experts = format!("{mlp}.shared_experts");
+        let experts_gate_proj = self.experts(moe, mlp, "gate_proj", [width, hidden]);
+        let experts_up_proj = self.experts(moe, mlp, "up_proj", [width, hidden]);
+        let experts_down_proj = self.experts(moe, mlp, "down_proj", [hidden, width]);
+        let shared = moe.n_shared_experts > 0;
         MlpOffsets::Moe(MoeOffsets {
             gate,
-            // Placed by `router_biases`, after all that is trained.
+            // Placed by `router_bias`, after all that is trained.
             e_score_correction_bias: 0..0,
             experts_gate_proj,
             experts_up_proj,
             experts_down_proj,
-            shared: self.swiglu(&shared_experts, hidden, width * config.n_shared_experts),
+            shared: shared
+                .then(|| self.swiglu(&format!("{mlp}.shared_experts"), hidden, moe.shared_width())),
         })
     }
 
@@ -283,28 +404,23 @@ impl Builder {
     }
 
     /// One kind of matrix of all experts, side by side.
-    fn experts(
-        &mut self,
-        config: &Config,
-        mlp: &str,
-        kind: &str,
-        shape: [usize; 2],
-    ) -> Range<usize> {
+    fn experts(&mut self, moe: &Moe, mlp: &str, kind: &str, shape: [usize; 2]) -> Range<usize> {
         let start = self.align();
-        for expert in 0..config.n_routed_experts {
+        for expert in 0..moe.n_routed_experts {
             self.push_unaligned(format!("{mlp}.experts.{expert}.{kind}.weight"), &shape);
         }
         start..self.end
     }
 
-    fn router_biases(&mut self, config: &Config, layers: &mut [LayerOffsets]) {
-        for (layer, offsets) in layers.iter_mut().enumerate() {
-            if let MlpOffsets::Moe(moe) = &mut offsets.mlp {
-                let name = format!("model.layers.{layer}.mlp.gate.e_score_correction_bias");
-                moe.e_score_correction_bias = self.push(name, &[config.n_routed_experts]);
-                let bias = self.tensors.last_mut().expect("a tensor was just pushed");
-                bias.trainable = false;
-            }
+    fn router_bias(&mut self, config: &Config, layer: usize, offsets: &mut LayerOffsets) {
+        let (MlpOffsets::Moe(at), Some(moe)) = (&mut offsets.mlp, &config.moe) else {
+            return;
+        };
+        if moe.has_correction_bias() {
+            let name = format!("model.layers.{layer}.mlp.gate.e_score_correction_bias");
+            at.e_score_correction_bias = self.push(name, &[moe.n_routed_experts]);
+            let bias = self.tensors.last_mut().expect("a tensor was just pushed");
+            bias.trainable = false;
         }
     }
 }

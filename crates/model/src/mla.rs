@@ -4,11 +4,12 @@
 
 use crate::activations::{Gradients, LayerActivations};
 use crate::batch::{Batch, KvCache};
-use crate::config::Config;
-use crate::layout::{LayerOffsets, QueryOffsets};
-use crate::model::Numerics;
-use kernels::{Backend, Heads, Mat, MatMut, PackedWeight, RopeTable};
-use std::ops::Range;
+use crate::block::{Maker, Pass, Role, pack};
+use crate::config::{self, Config};
+use crate::error::Error;
+use crate::layout::{MlaOffsets, QueryOffsets};
+use kernels::{Backend, Heads, Mat, MatMut, PackedWeight};
+use std::ops::{Deref, Range};
 
 /// The norms of the latents have an epsilon of their own, whatever `rms_norm_eps` says (RMSNorm of
 /// DeepSeek-V3's `inference/model.py`; transformers' `DeepseekV3RMSNorm`).
@@ -55,17 +56,16 @@ struct Dims {
 }
 
 impl Dims {
-    fn new(config: &Config) -> Dims {
-        let (rank, rope) = (config.kv_lora_rank, config.qk_rope_head_dim);
+    fn new(config: &Config, mla: &config::Mla) -> Dims {
         Dims {
             hidden: config.hidden_size,
             heads: config.num_attention_heads,
-            rank,
-            rope,
-            nope: config.qk_nope_head_dim,
-            value: config.v_head_dim,
-            head_dim: config.qk_head_dim(),
-            width: rank + rope,
+            rank: mla.kv_lora_rank,
+            rope: mla.qk_rope_head_dim,
+            nope: mla.qk_nope_head_dim,
+            value: mla.v_head_dim,
+            head_dim: mla.qk_head_dim(),
+            width: mla.latent_width(),
         }
     }
 
@@ -73,50 +73,65 @@ impl Dims {
     fn kv_b_step(&self) -> usize {
         (self.nope + self.value) * self.rank
     }
-}
 
-/// What every layer's attention shares.
-pub(crate) struct Mla<'a> {
-    pub config: &'a Config,
-    pub numerics: Numerics,
-    pub backend: &'a dyn Backend,
-    pub rope: &'a RopeTable,
-    pub params: &'a [f32],
+    /// A head's rows of kv_b_proj: first those of its key, then those of its value.
+    fn kv_b_parts(&self, at: &MlaOffsets, head: usize) -> [Range<usize>; 2] {
+        let start = at.kv_b_proj.start + head * self.kv_b_step();
+        let middle = start + self.nope * self.rank;
+        [start..middle, middle..start + self.kv_b_step()]
+    }
 }
 
 impl MlaWeights {
-    pub fn new(config: &Config, numerics: Numerics) -> MlaWeights {
-        let new = |out, input| PackedWeight::new(out, input, numerics.precision);
-        let dims = Dims::new(config);
+    pub fn make(
+        config: &Config,
+        mla: &config::Mla,
+        at: &MlaOffsets,
+        maker: &mut dyn Maker,
+    ) -> Result<MlaWeights, Error> {
+        let dims = Dims::new(config, mla);
         let (hidden, queries) = (dims.hidden, dims.heads * dims.head_dim);
-        let per_head = |out| (0..dims.heads).map(|_| new(out, dims.rank)).collect();
-        let query = match config.q_lora_rank {
-            None => QueryWeights::Direct {
-                q_proj: new(queries, hidden),
+        let mut new =
+            |range: &Range<usize>, shape| maker.weight(range.clone(), shape, Role::Projection);
+        let query = match &at.query {
+            QueryOffsets::Direct { q_proj } => QueryWeights::Direct {
+                q_proj: new(q_proj, [queries, hidden])?,
             },
-            Some(rank) => QueryWeights::LowRank {
-                q_a_proj: new(rank, hidden),
-                q_b_proj: new(queries, rank),
-            },
+            QueryOffsets::LowRank {
+                q_a_proj, q_b_proj, ..
+            } => {
+                let rank = q_a_proj.len() / hidden;
+                QueryWeights::LowRank {
+                    q_a_proj: new(q_a_proj, [rank, hidden])?,
+                    q_b_proj: new(q_b_proj, [queries, rank])?,
+                }
+            }
         };
-        MlaWeights {
-            query,
-            kv_a_proj_with_mqa: new(dims.width, hidden),
-            key_up: per_head(dims.nope),
-            value_up: per_head(dims.value),
-            o_proj: new(hidden, dims.heads * dims.value),
+        let kv_a_proj_with_mqa = new(&at.kv_a_proj_with_mqa, [dims.width, hidden])?;
+        let o_proj = new(&at.o_proj, [hidden, dims.heads * dims.value])?;
+        let (mut key_up, mut value_up) = (Vec::new(), Vec::new());
+        for h in 0..dims.heads {
+            let [key, value] = dims.kv_b_parts(at, h);
+            key_up.push(maker.weight(key, [dims.nope, dims.rank], Role::KeyUp)?);
+            value_up.push(maker.weight(value, [dims.value, dims.rank], Role::ValueUp)?);
         }
+        Ok(MlaWeights {
+            query,
+            kv_a_proj_with_mqa,
+            key_up,
+            value_up,
+            o_proj,
+        })
     }
 
     /// Repacks after a change of the weights.
-    pub fn pack(&mut self, backend: &dyn Backend, config: &Config, at: &LayerOffsets, p: &[f32]) {
-        let dims = Dims::new(config);
-        let pack = |range: &Range<usize>, columns, packed: &mut PackedWeight| {
-            backend.pack(Mat::new(&p[range.clone()], columns), packed);
+    pub fn pack(&mut self, backend: &dyn Backend, config: &Config, at: &MlaOffsets, p: &[f32]) {
+        let pack = |range: &Range<usize>, to: &mut PackedWeight| {
+            pack(backend, p, range.clone(), to);
         };
         match (&mut self.query, &at.query) {
             (QueryWeights::Direct { q_proj }, QueryOffsets::Direct { q_proj: range }) => {
-                pack(range, dims.hidden, q_proj);
+                pack(range, q_proj);
             }
             (
                 QueryWeights::LowRank { q_a_proj, q_b_proj },
@@ -126,27 +141,36 @@ impl MlaWeights {
                     ..
                 },
             ) => {
-                pack(a, dims.hidden, q_a_proj);
-                pack(b, q_a_proj.out_features(), q_b_proj);
+                pack(a, q_a_proj);
+                pack(b, q_b_proj);
             }
             _ => unreachable!("weights and layout come from one configuration"),
         }
-        let kv_a = &mut self.kv_a_proj_with_mqa;
-        pack(&at.kv_a_proj_with_mqa, dims.hidden, kv_a);
-        pack(&at.o_proj, dims.heads * dims.value, &mut self.o_proj);
-        let kv_b = Mat::new(&p[at.kv_b_proj.clone()], dims.rank);
-        let (nope, value) = (dims.nope, dims.value);
+        pack(&at.kv_a_proj_with_mqa, &mut self.kv_a_proj_with_mqa);
+        pack(&at.o_proj, &mut self.o_proj);
+        let dims = Dims::new(config, config.attention.mla());
         for (h, (key_up, value_up)) in self.key_up.iter_mut().zip(&mut self.value_up).enumerate() {
-            let start = h * (nope + value);
-            backend.pack(kv_b.rows(start..start + nope), key_up);
-            backend.pack(kv_b.rows(start + nope..start + nope + value), value_up);
+            let [key, value] = dims.kv_b_parts(at, h);
+            pack(&key, key_up);
+            pack(&value, value_up);
         }
+    }
+}
+
+/// The attention of a pass's layers.
+pub(crate) struct Mla<'a>(pub &'a Pass<'a>);
+
+impl<'a> Deref for Mla<'a> {
+    type Target = Pass<'a>;
+
+    fn deref(&self) -> &Pass<'a> {
+        self.0
     }
 }
 
 impl Mla<'_> {
     fn dims(&self) -> Dims {
-        Dims::new(self.config)
+        Dims::new(self.config, self.config.attention.mla())
     }
 
     /// The absorbed form: every head attends to the one latent.
@@ -157,109 +181,68 @@ impl Mla<'_> {
             kv_heads: 1,
             qk_dim: dims.width,
             v_dim: dims.rank,
-            scale: (1.0 / (dims.head_dim as f64).sqrt()) as f32,
+            scale: self.config.softmax_scale(),
         }
     }
 
-    fn rotate(&self, x: MatMut, head_dim: usize, positions: &[u32], inverse: bool) {
-        let (dim, interleave) = (self.config.qk_rope_head_dim, self.config.rope_interleave);
+    fn rotate(&self, x: MatMut, head_dim: usize, transposed: bool) {
+        let (dim, interleave) = (self.dims().rope, self.config.rope.interleave);
         self.backend
-            .rope(x, head_dim, dim, positions, self.rope, interleave, inverse);
+            .rope(x, head_dim, dim, self.angles, interleave, transposed);
     }
 
-    /// middle = residual + attention(norm(residual)).
+    /// acts.middle += attention(acts.attention_input).
     pub fn forward(
         &self,
         weights: &MlaWeights,
-        at: &LayerOffsets,
+        at: &MlaOffsets,
         batch: &Batch,
-        residual: &[f32],
         acts: &mut LayerActivations,
         cache: Option<(&mut KvCache, usize)>,
     ) {
-        // 1. h = norm(x)
-        self.norm(at, residual, acts);
-        // 2. q = W_Q h, or W_UQ norm(W_DQ h)
+        // 1. q = W_Q h, or W_UQ norm(W_DQ h)
         self.project_queries(weights, at, acts);
-        // 3. c, k_rope = W_DKV h
+        // 2. c, k_rope = W_DKV h
         self.project_latent(weights, acts);
-        // 4. latent = norm(c), rotated k_rope; q_rope rotated
-        self.norm_and_rotate(at, batch, acts);
-        // 5. q_latent = W_UKᵀ q_nope, q_rope
+        // 3. latent = norm(c), rotated k_rope; q_rope rotated
+        self.norm_and_rotate(at, acts);
+        // 4. q_latent = W_UKᵀ q_nope, q_rope
         self.absorb_queries(weights, acts);
-        // 6. out_latent = softmax(scale q_latent latentᵀ) latent
+        // 5. out_latent = softmax(scale q_latent latentᵀ) latent
         self.attend(batch, acts, cache);
-        // 7. out = W_UV out_latent
+        // 6. out = W_UV out_latent
         self.expand_values(weights, acts);
-        // 8. middle = x + W_O out
-        self.project_out(weights, residual, acts);
+        // 7. middle += W_O out
+        self.project_out(weights, acts);
     }
 
-    /// The gradient of the residual stream, d.residual, from after the attention to before it.
+    /// d.normed from d.residual, which stays.
     pub fn backward(
         &self,
         weights: &MlaWeights,
-        at: &LayerOffsets,
+        at: &MlaOffsets,
         batch: &Batch,
-        residual: &[f32],
         acts: &LayerActivations,
         d: &mut Gradients,
         grads: &mut [f32],
     ) {
-        // 8. middle = x + W_O out
+        // 7. middle += W_O out
         self.project_out_backward(weights, at, acts, d, grads);
-        // 7. out = W_UV out_latent
+        // 6. out = W_UV out_latent
         self.expand_values_backward(weights, at, acts, d, grads);
-        // 6. out_latent = softmax(scale q_latent latentᵀ) latent
+        // 5. out_latent = softmax(scale q_latent latentᵀ) latent
         self.attend_backward(batch, acts, d);
-        // 5. q_latent = W_UKᵀ q_nope, q_rope
+        // 4. q_latent = W_UKᵀ q_nope, q_rope
         self.absorb_queries_backward(weights, at, acts, d, grads);
-        // 4. latent = norm(c), rotated k_rope; q_rope rotated
-        self.norm_and_rotate_backward(at, batch, acts, d, grads);
-        // 3. c, k_rope = W_DKV h
+        // 3. latent = norm(c), rotated k_rope; q_rope rotated
+        self.norm_and_rotate_backward(at, acts, d, grads);
+        // 2. c, k_rope = W_DKV h
         self.project_latent_backward(weights, at, acts, d, grads);
-        // 2. q = W_Q h, or W_UQ norm(W_DQ h)
+        // 1. q = W_Q h, or W_UQ norm(W_DQ h)
         self.project_queries_backward(weights, at, acts, d, grads);
-        // 1. h = norm(x)
-        self.norm_backward(at, residual, acts, d, grads);
     }
 
-    fn norm(&self, at: &LayerOffsets, residual: &[f32], acts: &mut LayerActivations) {
-        let hidden = self.config.hidden_size;
-        let (x, eps) = (Mat::new(residual, hidden), self.config.rms_norm_eps as f32);
-        let weight = &self.params[at.input_layernorm.clone()];
-        let h = MatMut::new(&mut acts.attention_input, hidden);
-        let inv_rms = &mut acts.attention_inv_rms;
-        self.backend.rmsnorm(x, weight, eps, h, inv_rms);
-    }
-
-    /// Adds to d.residual.
-    fn norm_backward(
-        &self,
-        at: &LayerOffsets,
-        residual: &[f32],
-        acts: &LayerActivations,
-        d: &mut Gradients,
-        grads: &mut [f32],
-    ) {
-        let hidden = self.config.hidden_size;
-        self.backend.rmsnorm_backward(
-            Mat::new(residual, hidden),
-            &self.params[at.input_layernorm.clone()],
-            &acts.attention_inv_rms,
-            Mat::new(&d.normed, hidden),
-            MatMut::new(&mut d.residual, hidden),
-            true,
-            &mut grads[at.input_layernorm.clone()],
-        );
-    }
-
-    fn project_queries(
-        &self,
-        weights: &MlaWeights,
-        at: &LayerOffsets,
-        acts: &mut LayerActivations,
-    ) {
+    fn project_queries(&self, weights: &MlaWeights, at: &MlaOffsets, acts: &mut LayerActivations) {
         let (backend, dims) = (self.backend, self.dims());
         let h = Mat::new(&acts.attention_input, dims.hidden);
         let q = MatMut::new(&mut acts.q, dims.heads * dims.head_dim);
@@ -271,7 +254,7 @@ impl Mla<'_> {
             ) => {
                 let r = q_a_proj.out_features();
                 backend.matmul_nt(h, q_a_proj, MatMut::new(&mut acts.q_a, r), false);
-                let weight = &self.params[q_a_layernorm.clone()];
+                let weight = self.params.get(q_a_layernorm);
                 let normed = MatMut::new(&mut acts.q_a_normed, r);
                 let q_a = Mat::new(&acts.q_a, r);
                 backend.rmsnorm(q_a, weight, LATENT_NORM_EPS, normed, &mut acts.q_a_inv_rms);
@@ -286,7 +269,7 @@ impl Mla<'_> {
     fn project_queries_backward(
         &self,
         weights: &MlaWeights,
-        at: &LayerOffsets,
+        at: &MlaOffsets,
         acts: &LayerActivations,
         d: &mut Gradients,
         grads: &mut [f32],
@@ -315,7 +298,7 @@ impl Mla<'_> {
                 backend.matmul_nn(dq, q_b_proj, dnormed, false);
                 backend.rmsnorm_backward(
                     Mat::new(&acts.q_a, r),
-                    &self.params[q_a_layernorm.clone()],
+                    self.params.get(q_a_layernorm),
                     &acts.q_a_inv_rms,
                     Mat::new(&d.q_a_normed, r),
                     MatMut::new(&mut d.q_a, r),
@@ -342,7 +325,7 @@ impl Mla<'_> {
     fn project_latent_backward(
         &self,
         weights: &MlaWeights,
-        at: &LayerOffsets,
+        at: &MlaOffsets,
         acts: &LayerActivations,
         d: &mut Gradients,
         grads: &mut [f32],
@@ -356,26 +339,24 @@ impl Mla<'_> {
         backend.matmul_nn(dkv_a, &weights.kv_a_proj_with_mqa, dh, false);
     }
 
-    fn norm_and_rotate(&self, at: &LayerOffsets, batch: &Batch, acts: &mut LayerActivations) {
+    fn norm_and_rotate(&self, at: &MlaOffsets, acts: &mut LayerActivations) {
         let (backend, dims) = (self.backend, self.dims());
         let (rank, rope, width) = (dims.rank, dims.rope, dims.width);
         let kv = Mat::new(&acts.kv_a, width);
-        let (c, weight) = (kv.columns(0, rank), &self.params[at.kv_a_layernorm.clone()]);
+        let (c, weight) = (kv.columns(0, rank), self.params.get(&at.kv_a_layernorm));
         let normed = MatMut::new(&mut acts.latent, width).columns(0, rank);
         backend.rmsnorm(c, weight, LATENT_NORM_EPS, normed, &mut acts.kv_a_inv_rms);
         let to = MatMut::new(&mut acts.latent, width).columns(rank, rope);
         backend.copy_heads((kv.columns(rank, rope), rope), (to, rope), 1, rope, false);
-        let (latent, positions) = (MatMut::new(&mut acts.latent, width), &batch.positions);
-        self.rotate(latent, width, positions, false);
+        self.rotate(MatMut::new(&mut acts.latent, width), width, false);
         let q = MatMut::new(&mut acts.q, dims.heads * dims.head_dim);
-        self.rotate(q, dims.head_dim, positions, false);
+        self.rotate(q, dims.head_dim, false);
     }
 
     /// d.kv_a from d.latent; d.q rotated back.
     fn norm_and_rotate_backward(
         &self,
-        at: &LayerOffsets,
-        batch: &Batch,
+        at: &MlaOffsets,
         acts: &LayerActivations,
         d: &mut Gradients,
         grads: &mut [f32],
@@ -383,15 +364,15 @@ impl Mla<'_> {
         let (backend, dims) = (self.backend, self.dims());
         let (rank, rope, width) = (dims.rank, dims.rope, dims.width);
         let dq = MatMut::new(&mut d.q, dims.heads * dims.head_dim);
-        self.rotate(dq, dims.head_dim, &batch.positions, true);
+        self.rotate(dq, dims.head_dim, true);
         let dlatent = MatMut::new(&mut d.latent, width);
-        self.rotate(dlatent, width, &batch.positions, true);
+        self.rotate(dlatent, width, true);
         let dlatent = Mat::new(&d.latent, width);
         let (from, to) = (dlatent.columns(rank, rope), MatMut::new(&mut d.kv_a, width));
         backend.copy_heads((from, rope), (to.columns(rank, rope), rope), 1, rope, false);
         backend.rmsnorm_backward(
             Mat::new(&acts.kv_a, width).columns(0, rank),
-            &self.params[at.kv_a_layernorm.clone()],
+            self.params.get(&at.kv_a_layernorm),
             &acts.kv_a_inv_rms,
             dlatent.columns(0, rank),
             MatMut::new(&mut d.kv_a, width).columns(0, rank),
@@ -416,7 +397,7 @@ impl Mla<'_> {
     fn absorb_queries_backward(
         &self,
         weights: &MlaWeights,
-        at: &LayerOffsets,
+        at: &MlaOffsets,
         acts: &LayerActivations,
         d: &mut Gradients,
         grads: &mut [f32],
@@ -448,7 +429,8 @@ impl Mla<'_> {
         let (keys, block_size) = match (cache, &batch.places) {
             (Some((cache, layer)), Some(places)) => {
                 let block_size = cache.block_size();
-                let rows = &mut cache.layers[layer];
+                // The latent is key and value.
+                let rows = &mut cache.layers[layer].keys;
                 backend.write_rows(own, &places.slot_mapping, MatMut::new(rows, dims.width));
                 (Mat::new(rows, dims.width), block_size)
             }
@@ -497,7 +479,7 @@ impl Mla<'_> {
     fn expand_values_backward(
         &self,
         weights: &MlaWeights,
-        at: &LayerOffsets,
+        at: &MlaOffsets,
         acts: &LayerActivations,
         d: &mut Gradients,
         grads: &mut [f32],
@@ -514,9 +496,8 @@ impl Mla<'_> {
         backend.per_head_nn(dout, value, &weights.value_up, to, rank, false);
     }
 
-    fn project_out(&self, weights: &MlaWeights, residual: &[f32], acts: &mut LayerActivations) {
+    fn project_out(&self, weights: &MlaWeights, acts: &mut LayerActivations) {
         let dims = self.dims();
-        acts.middle.copy_from_slice(residual);
         let out = Mat::new(&acts.attention_out, dims.heads * dims.value);
         let middle = MatMut::new(&mut acts.middle, dims.hidden);
         self.backend.matmul_nt(out, &weights.o_proj, middle, true);
@@ -526,7 +507,7 @@ impl Mla<'_> {
     fn project_out_backward(
         &self,
         weights: &MlaWeights,
-        at: &LayerOffsets,
+        at: &MlaOffsets,
         acts: &LayerActivations,
         d: &mut Gradients,
         grads: &mut [f32],

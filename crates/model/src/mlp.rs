@@ -1,12 +1,16 @@
 //! The feed-forward half of a layer: dense SwiGLU, or DeepSeekMoE (DeepSeek-V3, section 2.1.2) with
-//! shared experts, sigmoid scores and a bias that steers selection only.
+//! shared experts and, in V3, sigmoid scores and a bias that steers selection only.
 
 use crate::activations::{Gradients, LayerActivations, MoeActivations, SwigluActivations};
 use crate::batch::Batch;
-use crate::config::Config;
-use crate::layout::{LayerOffsets, MlpOffsets, MoeOffsets, SwigluOffsets};
-use crate::model::Numerics;
-use kernels::{Backend, Mat, MatMut, PackedWeight, Precision, Routing};
+use crate::block::{Maker, Pass, Role, pack};
+use crate::config::{Config, Moe, ScoringFunc, TopkMethod};
+use crate::error::Error;
+use crate::layout::{MlpOffsets, MoeOffsets, SwigluOffsets};
+use kernels::{
+    Backend, ExpertGroups, GroupScore, Mat, MatMut, PackedWeight, Precision, Routing, Scoring,
+};
+use std::ops::{Deref, Range};
 
 /// The packed weights of one feed-forward half.
 pub(crate) enum MlpWeights {
@@ -30,63 +34,106 @@ pub(crate) struct MoeWeights {
 }
 
 impl MlpWeights {
-    pub fn new(config: &Config, numerics: Numerics, layer: usize) -> MlpWeights {
+    pub fn make(
+        config: &Config,
+        at: &MlpOffsets,
+        maker: &mut dyn Maker,
+    ) -> Result<MlpWeights, Error> {
         let hidden = config.hidden_size;
-        if !config.is_moe_layer(layer) {
-            let width = config.intermediate_size;
-            return MlpWeights::Dense(SwigluWeights::new(hidden, width, numerics.precision));
+        match (at, &config.moe) {
+            (MlpOffsets::Dense(at), _) => {
+                Ok(MlpWeights::Dense(SwigluWeights::make(hidden, at, maker)?))
+            }
+            (MlpOffsets::Moe(at), Some(moe)) => {
+                Ok(MlpWeights::Moe(MoeWeights::make(hidden, moe, at, maker)?))
+            }
+            _ => unreachable!("configuration and layout belong together"),
         }
-        let (width, shared) = (
-            config.moe_intermediate_size,
-            config.moe_intermediate_size * config.n_shared_experts,
-        );
-        let experts = |out, input| {
-            let one = PackedWeight::new(out, input, numerics.precision);
-            vec![one; config.n_routed_experts]
-        };
-        MlpWeights::Moe(MoeWeights {
-            // The router decides which weights are used at all: always f32.
-            gate: PackedWeight::new(config.n_routed_experts, hidden, Precision::F32),
-            experts_gate_proj: experts(width, hidden),
-            experts_up_proj: experts(width, hidden),
-            experts_down_proj: experts(hidden, width),
-            shared: (shared > 0).then(|| SwigluWeights::new(hidden, shared, numerics.precision)),
-        })
     }
 
     /// Repacks after a change of the weights.
-    pub fn pack(&mut self, backend: &dyn Backend, config: &Config, at: &LayerOffsets, p: &[f32]) {
-        let hidden = config.hidden_size;
-        match (self, &at.mlp) {
+    pub fn pack(&mut self, backend: &dyn Backend, at: &MlpOffsets, p: &[f32]) {
+        match (self, at) {
             (MlpWeights::Dense(weights), MlpOffsets::Dense(at)) => weights.pack(backend, at, p),
-            (MlpWeights::Moe(weights), MlpOffsets::Moe(at)) => {
-                backend.pack(Mat::new(&p[at.gate.clone()], hidden), &mut weights.gate);
-                for (range, packed) in [
-                    (&at.experts_gate_proj, &mut weights.experts_gate_proj),
-                    (&at.experts_up_proj, &mut weights.experts_up_proj),
-                    (&at.experts_down_proj, &mut weights.experts_down_proj),
-                ] {
-                    let each = range.len() / packed.len();
-                    for (weight, packed) in p[range.clone()].chunks_exact(each).zip(packed) {
-                        backend.pack(Mat::new(weight, packed.in_features()), packed);
-                    }
-                }
-                if let Some(shared) = &mut weights.shared {
-                    shared.pack(backend, &at.shared, p);
-                }
-            }
+            (MlpWeights::Moe(weights), MlpOffsets::Moe(at)) => weights.pack(backend, at, p),
             _ => unreachable!("weights and layout come from one configuration"),
         }
     }
 }
 
-impl SwigluWeights {
-    fn new(hidden: usize, width: usize, precision: Precision) -> SwigluWeights {
-        SwigluWeights {
-            gate_proj: PackedWeight::new(width, hidden, precision),
-            up_proj: PackedWeight::new(width, hidden, precision),
-            down_proj: PackedWeight::new(hidden, width, precision),
+/// The parts of a block of experts' matrices, `each` long.
+fn parts(range: &Range<usize>, each: usize) -> impl Iterator<Item = Range<usize>> {
+    range
+        .clone()
+        .step_by(each)
+        .map(move |start| start..start + each)
+}
+
+impl MoeWeights {
+    fn make(
+        hidden: usize,
+        moe: &Moe,
+        at: &MoeOffsets,
+        maker: &mut dyn Maker,
+    ) -> Result<MoeWeights, Error> {
+        let width = moe.moe_intermediate_size;
+        let gate = maker.weight(
+            at.gate.clone(),
+            [moe.n_routed_experts, hidden],
+            Role::Router,
+        )?;
+        let mut experts = |range: &Range<usize>, shape: [usize; 2]| {
+            parts(range, width * hidden)
+                .map(|part| maker.weight(part, shape, Role::Projection))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let experts_gate_proj = experts(&at.experts_gate_proj, [width, hidden])?;
+        let experts_up_proj = experts(&at.experts_up_proj, [width, hidden])?;
+        let experts_down_proj = experts(&at.experts_down_proj, [hidden, width])?;
+        let shared = match &at.shared {
+            Some(at) => Some(SwigluWeights::make(hidden, at, maker)?),
+            None => None,
+        };
+        Ok(MoeWeights {
+            gate,
+            experts_gate_proj,
+            experts_up_proj,
+            experts_down_proj,
+            shared,
+        })
+    }
+
+    fn pack(&mut self, backend: &dyn Backend, at: &MoeOffsets, p: &[f32]) {
+        pack(backend, p, at.gate.clone(), &mut self.gate);
+        for (range, experts) in [
+            (&at.experts_gate_proj, &mut self.experts_gate_proj),
+            (&at.experts_up_proj, &mut self.experts_up_proj),
+            (&at.experts_down_proj, &mut self.experts_down_proj),
+        ] {
+            for (part, expert) in parts(range, range.len() / experts.len()).zip(experts) {
+                pack(backend, p, part, expert);
+            }
         }
+        if let (Some(shared), Some(at)) = (&mut self.shared, &at.shared) {
+            shared.pack(backend, at, p);
+        }
+    }
+}
+
+impl SwigluWeights {
+    fn make(
+        hidden: usize,
+        at: &SwigluOffsets,
+        maker: &mut dyn Maker,
+    ) -> Result<SwigluWeights, Error> {
+        let width = at.gate_proj.len() / hidden;
+        let mut new =
+            |range: &Range<usize>, shape| maker.weight(range.clone(), shape, Role::Projection);
+        Ok(SwigluWeights {
+            gate_proj: new(&at.gate_proj, [width, hidden])?,
+            up_proj: new(&at.up_proj, [width, hidden])?,
+            down_proj: new(&at.down_proj, [hidden, width])?,
+        })
     }
 
     fn pack(&mut self, backend: &dyn Backend, at: &SwigluOffsets, p: &[f32]) {
@@ -95,7 +142,7 @@ impl SwigluWeights {
             (&at.up_proj, &mut self.up_proj),
             (&at.down_proj, &mut self.down_proj),
         ] {
-            backend.pack(Mat::new(&p[range.clone()], packed.in_features()), packed);
+            pack(backend, p, range.clone(), packed);
         }
     }
 
@@ -154,51 +201,77 @@ impl SwigluWeights {
     }
 }
 
-/// What every layer's feed-forward half shares.
-pub(crate) struct Mlp<'a> {
-    pub config: &'a Config,
-    pub numerics: Numerics,
-    pub backend: &'a dyn Backend,
-    pub params: &'a [f32],
+/// The feed-forward halves of a pass's layers.
+pub(crate) struct Mlp<'a>(pub &'a Pass<'a>);
+
+impl<'a> Deref for Mlp<'a> {
+    type Target = Pass<'a>;
+
+    fn deref(&self) -> &Pass<'a> {
+        self.0
+    }
+}
+
+impl Moe {
+    /// The router's rules. DeepSeek-V2 scales weights only where it does not normalise them
+    /// (`MoEGate.forward` of its `modeling_deepseek.py`).
+    fn routing(&self) -> Routing {
+        let score = match self.topk_method {
+            TopkMethod::GroupLimitedGreedy => GroupScore::Greatest,
+            TopkMethod::NoauxTc | TopkMethod::Greedy => GroupScore::SumOfTwoGreatest,
+        };
+        let is_v2 = self.scoring_func == ScoringFunc::Softmax;
+        let normalised = self.norm_topk_prob && self.num_experts_per_tok > 1;
+        Routing {
+            experts: self.n_routed_experts,
+            top_k: self.num_experts_per_tok,
+            scoring: match self.scoring_func {
+                ScoringFunc::Softmax => Scoring::Softmax,
+                ScoringFunc::Sigmoid => Scoring::Sigmoid,
+            },
+            groups: (self.n_group > 1).then_some(ExpertGroups {
+                count: self.n_group,
+                kept: self.topk_group,
+                score,
+            }),
+            norm_topk_prob: normalised || !is_v2 && self.norm_topk_prob,
+            scale: match is_v2 && normalised {
+                true => 1.0,
+                false => self.routed_scaling_factor as f32,
+            },
+        }
+    }
 }
 
 impl Mlp<'_> {
-    fn routing(&self) -> Routing {
-        Routing {
-            experts: self.config.n_routed_experts,
-            top_k: self.config.num_experts_per_tok,
-            norm_topk_prob: self.config.norm_topk_prob,
-            scale: self.config.routed_scaling_factor as f32,
-        }
+    fn moe(&self) -> &Moe {
+        self.config
+            .moe
+            .as_ref()
+            .expect("a layer of experts has a mixture")
     }
 
-    /// out = middle + mlp(norm(middle)).
+    fn routing(&self) -> Routing {
+        self.moe().routing()
+    }
+
+    /// out += mlp(acts.mlp_input).
     pub fn forward(
         &self,
         weights: &MlpWeights,
-        at: &LayerOffsets,
+        at: &MlpOffsets,
         acts: &mut LayerActivations,
         out: &mut [f32],
     ) {
         let hidden = self.config.hidden_size;
-        // 1. h = norm(x)
-        let weight = &self.params[at.post_attention_layernorm.clone()];
-        let (x, h) = (
-            Mat::new(&acts.middle, hidden),
-            MatMut::new(&mut acts.mlp_input, hidden),
-        );
-        let eps = self.config.rms_norm_eps as f32;
-        self.backend
-            .rmsnorm(x, weight, eps, h, &mut acts.mlp_inv_rms);
-        // 2. out = x + mlp(h)
-        out.copy_from_slice(&acts.middle);
-        match (weights, &at.mlp) {
+        let out = MatMut::new(out, hidden);
+        match (weights, at) {
             (MlpWeights::Dense(weights), _) => {
-                let (h, out) = (Mat::new(&acts.mlp_input, hidden), MatMut::new(out, hidden));
+                let h = Mat::new(&acts.mlp_input, hidden);
                 weights.forward(self.backend, h, &mut acts.mlp, out);
             }
             (MlpWeights::Moe(weights), MlpOffsets::Moe(at)) => {
-                self.experts(weights, at, acts, MatMut::new(out, hidden));
+                self.experts(weights, at, acts, out);
             }
             _ => unreachable!("weights and layout come from one configuration"),
         }
@@ -212,11 +285,10 @@ impl Mlp<'_> {
         acts: &mut LayerActivations,
         mut out: MatMut,
     ) {
-        let (backend, config) = (self.backend, self.config);
-        let hidden = config.hidden_size;
+        let (backend, hidden) = (self.backend, self.config.hidden_size);
         let h = Mat::new(&acts.mlp_input, hidden);
         let moe = &mut acts.moe;
-        moe.resize(config, h.rows);
+        moe.resize(hidden, self.moe(), h.rows);
         let routing = self.routing();
         // 1. logits = W_gate h
         let logits = MatMut::new(&mut moe.logits, routing.experts);
@@ -238,49 +310,33 @@ impl Mlp<'_> {
         backend.combine(output, &moe.slot_of, &moe.expert_weights, out);
     }
 
-    /// The gradient of the residual stream, d.residual, from after the layer to its middle; adds
-    /// the sequence-wise balance loss, whose value is returned.
+    /// d.normed from d.residual, which stays; adds the sequence-wise balance loss, whose value is
+    /// returned.
     pub fn backward(
         &self,
         weights: &MlpWeights,
-        at: &LayerOffsets,
+        at: &MlpOffsets,
         batch: &Batch,
         balance_loss_alpha: f32,
         acts: &LayerActivations,
         d: &mut Gradients,
         grads: &mut [f32],
     ) -> f32 {
-        let (backend, hidden) = (self.backend, self.config.hidden_size);
-        let precision = self.numerics.precision;
-        let mut balance_loss = 0.0;
-        // 2. out = x + mlp(h)
-        match (weights, &at.mlp) {
+        match (weights, at) {
             (MlpWeights::Dense(weights), MlpOffsets::Dense(at)) => {
-                let (h, dout) = (
-                    Mat::new(&acts.mlp_input, hidden),
-                    Mat::new(&d.residual, hidden),
-                );
+                let (hidden, precision) = (self.config.hidden_size, self.numerics.precision);
+                let h = Mat::new(&acts.mlp_input, hidden);
+                let dout = Mat::new(&d.residual, hidden);
                 let dh = MatMut::new(&mut d.normed, hidden);
                 let (acts, d) = (&acts.mlp, &mut d.mlp);
-                weights.backward(backend, at, precision, h, acts, dout, d, dh, grads);
+                weights.backward(self.backend, at, precision, h, acts, dout, d, dh, grads);
+                0.0
             }
             (MlpWeights::Moe(weights), MlpOffsets::Moe(at)) => {
-                balance_loss =
-                    self.experts_backward(weights, at, batch, balance_loss_alpha, acts, d, grads);
+                self.experts_backward(weights, at, batch, balance_loss_alpha, acts, d, grads)
             }
             _ => unreachable!("weights and layout come from one configuration"),
         }
-        // 1. h = norm(x)
-        backend.rmsnorm_backward(
-            Mat::new(&acts.middle, hidden),
-            &self.params[at.post_attention_layernorm.clone()],
-            &acts.mlp_inv_rms,
-            Mat::new(&d.normed, hidden),
-            MatMut::new(&mut d.residual, hidden),
-            true,
-            &mut grads[at.post_attention_layernorm.clone()],
-        );
-        balance_loss
     }
 
     /// d.normed from d.residual; returns the balance loss.
@@ -310,12 +366,10 @@ impl Mlp<'_> {
             &mut d.expert_weights,
         );
         // 5. out += shared
-        if let Some(shared) = &weights.shared {
+        if let (Some(shared), Some(at)) = (&weights.shared, &at.shared) {
             let (acts, dmlp) = (&acts.mlp, &mut d.mlp);
             let dh = MatMut::new(&mut d.normed, hidden);
-            shared.backward(
-                backend, &at.shared, precision, h, acts, dout, dmlp, dh, grads,
-            );
+            shared.backward(backend, at, precision, h, acts, dout, dmlp, dh, grads);
         } else {
             d.normed.fill(0.0);
         }
@@ -330,7 +384,7 @@ impl Mlp<'_> {
         // 2. scores, experts and their weights
         let balance_loss = self.route_backward(batch, balance_loss_alpha, moe, d);
         // 1. logits = W_gate h
-        let dlogits = Mat::new(&d.logits, self.config.n_routed_experts);
+        let dlogits = Mat::new(&d.logits, self.moe().n_routed_experts);
         backend.matmul_tn(dlogits, h, Precision::F32, &mut grads[at.gate.clone()]);
         let dh = MatMut::new(&mut d.normed, hidden);
         backend.matmul_nn(dlogits, &weights.gate, dh, true);
@@ -341,7 +395,7 @@ impl Mlp<'_> {
         let routing = self.routing();
         self.backend.router(
             Mat::new(&moe.logits, routing.experts),
-            &self.params[at.e_score_correction_bias.clone()],
+            self.params.get(&at.e_score_correction_bias),
             &routing,
             &mut moe.scores,
             &mut moe.expert_ids,
@@ -369,8 +423,8 @@ impl Mlp<'_> {
 
     /// output = W_down (silu(W_gate x) * W_up x) of each expert over its own rows.
     fn swiglu_of_experts(&self, weights: &MoeWeights, moe: &mut MoeActivations) {
-        let (backend, config) = (self.backend, self.config);
-        let (hidden, width) = (config.hidden_size, config.moe_intermediate_size);
+        let backend = self.backend;
+        let (hidden, width) = (self.config.hidden_size, self.moe().moe_intermediate_size);
         let (input, offsets) = (Mat::new(&moe.input, hidden), &moe.offsets);
         let SwigluActivations { gate, up, product } = &mut moe.swiglu;
         // 1. gate, up
@@ -398,8 +452,8 @@ impl Mlp<'_> {
         d: &mut Gradients,
         grads: &mut [f32],
     ) {
-        let (backend, config, precision) = (self.backend, self.config, self.numerics.precision);
-        let (hidden, width) = (config.hidden_size, config.moe_intermediate_size);
+        let (backend, precision) = (self.backend, self.numerics.precision);
+        let (hidden, width) = (self.config.hidden_size, self.moe().moe_intermediate_size);
         let (input, offsets) = (Mat::new(&moe.input, hidden), &moe.offsets);
         let SwigluActivations { gate, up, product } = &moe.swiglu;
         // 3. output = W_down product

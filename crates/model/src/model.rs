@@ -2,15 +2,18 @@
 
 use crate::activations::{Activations, Gradients};
 use crate::batch::{Batch, KvCache};
+use crate::block::{BlockWeights, Maker, Pass, Role, pack};
 use crate::checkpoint::{NonFinite, read_weights};
 use crate::config::Config;
 use crate::error::Error;
 use crate::layout::{Layout, MlpOffsets, TensorSpec};
-use crate::mla::{Mla, MlaWeights};
-use crate::mlp::{Mlp, MlpWeights};
+use crate::mtp::{MtpLoss, MtpWeights};
+use crate::params::Params;
 use kernels::{
-    Backend, Chance, HeadGradient, Mat, MatMut, PackedWeight, Precision, Purpose, RopeTable,
+    Backend, Chance, HeadGradient, Mat, MatMut, PackedWeight, Precision, Purpose, RopeAngles,
+    RopeFrequencies,
 };
+use std::ops::Range;
 use std::path::Path;
 
 /// How matrix products round their operands. Everything else is f32.
@@ -36,10 +39,11 @@ pub struct Model {
     pub config: Config,
     pub layout: Layout,
     pub numerics: Numerics,
-    params: Vec<f32>,
-    layers: Vec<(MlaWeights, MlpWeights)>,
+    pub(crate) params: Params,
+    layers: Vec<BlockWeights>,
+    pub(crate) mtp: Option<MtpWeights>,
     head: PackedWeight,
-    rope: RopeTable,
+    rope: RopeFrequencies,
 }
 
 /// Rows of the last forward and the token whose log-probability is asked after each.
@@ -60,6 +64,22 @@ pub struct Loss<'a> {
     /// Written: the same bits as [`Model::logprobs`] gives.
     pub logprobs: &'a mut Vec<f32>,
     pub entropies: &'a mut Vec<f32>,
+    /// What the multi-token prediction adds, after [`Model::forward_mtp`].
+    pub mtp: Option<MtpLoss<'a>>,
+}
+
+/// Empty weights, which training fills again and again.
+struct Empty(Numerics);
+
+impl Maker for Empty {
+    fn weight(
+        &mut self,
+        _: Range<usize>,
+        [out, input]: [usize; 2],
+        role: Role,
+    ) -> Result<PackedWeight, Error> {
+        Ok(PackedWeight::new(out, input, role.precision(self.0)))
+    }
 }
 
 impl Model {
@@ -72,7 +92,7 @@ impl Model {
             let values = &mut params[tensor.range()];
             if is_norm(tensor) {
                 values.fill(1.0);
-            } else if tensor.trainable {
+            } else if tensor.shape.len() > 1 {
                 for (j, x) in values.iter_mut().enumerate() {
                     let normal = chance.normal(i as u64, j as u32);
                     *x = (config.initializer_range * normal) as f32;
@@ -94,29 +114,44 @@ impl Model {
     ) -> Model {
         let layout = Layout::new(&config);
         assert_eq!(params.len(), layout.total_len, "weights of the layout");
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| {
-                (
-                    MlaWeights::new(&config, numerics),
-                    MlpWeights::new(&config, numerics, i),
-                )
-            })
-            .collect();
+        let made = Model::make(
+            config,
+            layout,
+            numerics,
+            Params::Flat(params),
+            &mut Empty(numerics),
+        );
+        let mut model = made.expect("empty weights need no file");
+        model.pack(backend);
+        model
+    }
+
+    fn make(
+        config: Config,
+        layout: Layout,
+        numerics: Numerics,
+        params: Params,
+        maker: &mut dyn Maker,
+    ) -> Result<Model, Error> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let head = PackedWeight::new(vocab, hidden, numerics.head_precision);
-        let positions = config.max_position_embeddings;
-        let rope = RopeTable::new(config.rope_theta, config.qk_rope_head_dim, positions);
-        let mut model = Model {
+        let layers = layout.layers.iter();
+        let layers = layers.map(|at| BlockWeights::make(&config, at, maker));
+        let layers = layers.collect::<Result<_, _>>()?;
+        let mtp = match &layout.mtp {
+            Some(at) => Some(MtpWeights::make(&config, at, maker)?),
+            None => None,
+        };
+        let head = maker.weight(layout.lm_head.clone(), [vocab, hidden], Role::Head)?;
+        Ok(Model {
+            rope: config.rope_frequencies(),
             config,
             layout,
             numerics,
             params,
             layers,
+            mtp,
             head,
-            rope,
-        };
-        model.pack(backend);
-        model
+        })
     }
 
     /// Opens a Hugging Face folder. Weights that are not finite are named beside the model.
@@ -135,58 +170,47 @@ impl Model {
     }
 
     /// All weights, flat, as [`Layout`] orders them.
+    ///
+    /// # Panics
+    /// If the model was opened for inference.
     pub fn params(&self) -> &[f32] {
-        &self.params
+        self.params.flat()
     }
 
     /// Changes the weights, then repacks them.
+    ///
+    /// # Panics
+    /// If the model was opened for inference.
     pub fn update(&mut self, backend: &dyn Backend, change: impl FnOnce(&mut [f32])) {
-        change(&mut self.params);
+        change(self.params.flat_mut());
         self.pack(backend);
     }
 
     fn pack(&mut self, backend: &dyn Backend) {
-        for ((mla, mlp), at) in self.layers.iter_mut().zip(&self.layout.layers) {
-            mla.pack(backend, &self.config, at, &self.params);
-            mlp.pack(backend, &self.config, at, &self.params);
+        let (config, p) = (&self.config, self.params.flat());
+        for (block, at) in self.layers.iter_mut().zip(&self.layout.layers) {
+            block.pack(backend, config, at, p);
         }
-        let head = Mat::new(
-            &self.params[self.layout.lm_head.clone()],
-            self.config.hidden_size,
-        );
-        backend.pack(head, &mut self.head);
+        if let (Some(mtp), Some(at)) = (&mut self.mtp, &self.layout.mtp) {
+            mtp.pack(backend, config, at, p);
+        }
+        pack(backend, p, self.layout.lm_head.clone(), &mut self.head);
     }
 
-    fn mla<'a>(&'a self, backend: &'a dyn Backend) -> Mla<'a> {
-        let Model {
-            config,
-            numerics,
-            rope,
-            params,
-            ..
-        } = self;
-        Mla {
-            config,
-            numerics: *numerics,
+    pub(crate) fn pass<'a>(&'a self, backend: &'a dyn Backend, angles: &'a RopeAngles) -> Pass<'a> {
+        Pass {
+            config: &self.config,
+            numerics: self.numerics,
             backend,
-            rope,
-            params,
+            params: &self.params,
+            angles,
         }
     }
 
-    fn mlp<'a>(&'a self, backend: &'a dyn Backend) -> Mlp<'a> {
-        let Model {
-            config,
-            numerics,
-            params,
-            ..
-        } = self;
-        Mlp {
-            config,
-            numerics: *numerics,
-            backend,
-            params,
-        }
+    /// Rows of the input embedding.
+    pub(crate) fn embed(&self, backend: &dyn Backend, token_ids: &[u32], to: &mut [f32]) {
+        let embed = self.params.get(&self.layout.embed_tokens);
+        backend.embedding(token_ids, embed, MatMut::new(to, self.config.hidden_size));
     }
 
     /// Hidden states of every token, after the final norm. With a cache, the latents of the batch
@@ -201,37 +225,32 @@ impl Model {
         acts: &mut Activations,
         mut cache: Option<&mut KvCache>,
     ) {
-        let (hidden, n) = (self.config.hidden_size, batch.tokens());
+        let n = batch.tokens();
         assert_eq!(batch.positions.len(), n, "a position for every token");
+        let limit = self.config.max_position_embeddings;
+        let last = batch.positions.iter().max().map_or(0, |&p| p as usize);
+        assert!(last < limit, "position {last} of a model of {limit}");
         acts.resize(&self.config, n);
+        backend.rope_angles(&batch.positions, &self.rope, &mut acts.angles);
 
         // 0. embedding
-        let embed = &self.params[self.layout.embed_tokens.clone()];
-        let first = MatMut::new(&mut acts.residual[0], hidden);
-        backend.embedding(&batch.token_ids, embed, first);
+        self.embed(backend, &batch.token_ids, &mut acts.residual[0]);
 
         // 1. layers
-        let (mla, mlp) = (self.mla(backend), self.mlp(backend));
+        let pass = self.pass(backend, &acts.angles);
         let (kept, residuals) = (acts.layers.len(), acts.residual.len());
         for (i, (weights, at)) in self.layers.iter().zip(&self.layout.layers).enumerate() {
             let layer = &mut acts.layers[i % kept];
+            let mut out = std::mem::take(&mut acts.residual[(i + 1) % residuals]);
             let residual = &acts.residual[i % residuals];
             let cache = cache.as_deref_mut().map(|cache| (cache, i));
-            mla.forward(&weights.0, at, batch, residual, layer, cache);
-            mlp.forward(
-                &weights.1,
-                at,
-                layer,
-                &mut acts.residual[(i + 1) % residuals],
-            );
+            pass.forward(weights, at, batch, residual, layer, cache, &mut out);
+            acts.residual[(i + 1) % residuals] = out;
         }
 
         // 2. hidden = norm(last residual)
-        let last = Mat::new(&acts.residual[self.layers.len() % residuals], hidden);
-        let weight = &self.params[self.layout.norm.clone()];
-        let eps = self.config.rms_norm_eps as f32;
-        let to = MatMut::new(&mut acts.hidden, hidden);
-        backend.rmsnorm(last, weight, eps, to, &mut acts.inv_rms);
+        let last = &acts.residual[self.layers.len() % residuals];
+        pass.norm(&self.layout.norm, last, &mut acts.hidden, &mut acts.inv_rms);
     }
 
     /// Full logits `[rows, vocab_size]` of chosen rows of the last forward.
@@ -242,9 +261,20 @@ impl Model {
         rows: &[u32],
         logits: &mut Vec<f32>,
     ) {
+        self.logits_of(backend, acts, Of::Model, rows, logits);
+    }
+
+    pub(crate) fn logits_of(
+        &self,
+        backend: &dyn Backend,
+        acts: &mut Activations,
+        of: Of,
+        rows: &[u32],
+        logits: &mut Vec<f32>,
+    ) {
         let vocab = self.config.vocab_size;
         logits.resize(rows.len() * vocab, 0.0);
-        let x = self.gather(backend, acts, rows);
+        let x = self.gather(backend, acts, of, rows);
         backend.matmul_nt(x, &self.head, MatMut::new(logits, vocab), false);
     }
 
@@ -259,14 +289,23 @@ impl Model {
         entropies: &mut Vec<f32>,
     ) {
         let outcome = [logprobs, entropies];
-        self.apply_head(backend, acts, targets, temperature, outcome, None);
+        self.apply_head(
+            backend,
+            acts,
+            Of::Model,
+            targets,
+            temperature,
+            outcome,
+            None,
+        );
     }
 
     /// Step 3, log-probabilities = head(rows of hidden), with its gradient where that is asked for.
-    fn apply_head(
+    pub(crate) fn apply_head(
         &self,
         backend: &dyn Backend,
         acts: &mut Activations,
+        of: Of,
         targets: &Targets,
         temperature: f32,
         outcome: [&mut Vec<f32>; 2],
@@ -277,45 +316,53 @@ impl Model {
             &mut values[..]
         });
         let mut room = std::mem::take(&mut acts.logits);
-        let x = self.gather(backend, acts, &targets.rows);
+        let x = self.gather(backend, acts, of, &targets.rows);
         let (head, ids) = (&self.head, &targets.token_ids);
         backend.head(x, head, ids, temperature, &mut room, outcome, gradient);
         acts.logits = room;
     }
 
     /// Writes d.normed, zero in the rows that have no target.
-    fn apply_head_backward(
+    pub(crate) fn apply_head_backward(
         &self,
         backend: &dyn Backend,
         acts: &mut Activations,
-        loss: Loss,
+        of: Of,
+        targets: &Targets,
+        temperature: f32,
+        dlogprobs: &[f32],
+        outcome: [&mut Vec<f32>; 2],
         d: &mut Gradients,
         grads: &mut [f32],
     ) {
         let hidden = self.config.hidden_size;
-        let gradient = HeadGradient {
-            dlogprobs: loss.dlogprobs,
+        d.head_rows.resize(targets.rows.len() * hidden, 0.0);
+        let gradient = Some(HeadGradient {
+            dlogprobs,
             dhidden: MatMut::new(&mut d.head_rows, hidden),
             dweight: &mut grads[self.layout.lm_head.clone()],
-        };
-        let (targets, temperature, gradient) = (loss.targets, loss.temperature, Some(gradient));
-        let outcome = [loss.logprobs, loss.entropies];
-        self.apply_head(backend, acts, targets, temperature, outcome, gradient);
+        });
+        self.apply_head(backend, acts, of, targets, temperature, outcome, gradient);
         d.normed.fill(0.0);
         let dnormed = MatMut::new(&mut d.normed, hidden);
         backend.write_rows(Mat::new(&d.head_rows, hidden), &targets.rows, dnormed);
     }
 
-    fn gather<'a>(
+    pub(crate) fn gather<'a>(
         &self,
         backend: &dyn Backend,
         acts: &'a mut Activations,
+        of: Of,
         rows: &[u32],
     ) -> Mat<'a> {
         let hidden = self.config.hidden_size;
         acts.head_rows.resize(rows.len() * hidden, 0.0);
-        let from = Mat::new(&acts.hidden, hidden);
-        backend.gather_rows(from, rows, MatMut::new(&mut acts.head_rows, hidden));
+        let from = match of {
+            Of::Model => &acts.hidden,
+            Of::Mtp => &acts.mtp.hidden,
+        };
+        let to = MatMut::new(&mut acts.head_rows, hidden);
+        backend.gather_rows(Mat::new(from, hidden), rows, to);
         Mat::new(&acts.head_rows, hidden)
     }
 
@@ -335,15 +382,36 @@ impl Model {
         self.check_backward(batch, acts, grads);
         let (hidden, alpha) = (self.config.hidden_size, loss.balance_loss_alpha);
         let mut d = acts.gradients.take().unwrap_or_default();
-        d.resize(&self.config, batch.tokens(), loss.targets.rows.len());
+        d.resize(&self.config, batch.tokens());
+
+        // 4. what multi-token prediction says about the hidden states
+        let predicts_more = loss.mtp.is_some();
+        if let Some(mtp) = loss.mtp {
+            self.mtp_backward(backend, batch, acts, mtp, loss.temperature, &mut d, grads);
+        }
 
         // 3. log-probabilities = head(rows of hidden)
-        self.apply_head_backward(backend, acts, loss, &mut d, grads);
+        let (targets, temperature, dlogprobs) = (loss.targets, loss.temperature, loss.dlogprobs);
+        let outcome = [loss.logprobs, loss.entropies];
+        self.apply_head_backward(
+            backend,
+            acts,
+            Of::Model,
+            targets,
+            temperature,
+            dlogprobs,
+            outcome,
+            &mut d,
+            grads,
+        );
+        if predicts_more {
+            backend.add_assign(&mut d.normed, &d.hidden);
+        }
 
         // 2. hidden = norm(last residual)
         backend.rmsnorm_backward(
             Mat::new(&acts.residual[self.layers.len()], hidden),
-            &self.params[self.layout.norm.clone()],
+            self.params.get(&self.layout.norm),
             &acts.inv_rms,
             Mat::new(&d.normed, hidden),
             MatMut::new(&mut d.residual, hidden),
@@ -352,13 +420,13 @@ impl Model {
         );
 
         // 1. layers, last to first
-        let (mla, mlp) = (self.mla(backend), self.mlp(backend));
+        let pass = self.pass(backend, &acts.angles);
         let mut balance_loss = 0.0;
         let layers = self.layers.iter().zip(&self.layout.layers);
         for (i, (weights, at)) in layers.enumerate().rev() {
             let (layer, residual) = (&acts.layers[i], &acts.residual[i]);
-            balance_loss += mlp.backward(&weights.1, at, batch, alpha, layer, &mut d, grads);
-            mla.backward(&weights.0, at, batch, residual, layer, &mut d, grads);
+            balance_loss +=
+                pass.backward(weights, at, batch, alpha, residual, layer, &mut d, grads);
         }
 
         // 0. embedding
@@ -383,12 +451,16 @@ impl Model {
         assert_eq!(grads.len(), self.layout.trainable_len, "size of grads");
     }
 
-    /// Adds the tokens routed to each expert in the last forward: `[moe_layers, n_routed_experts]`.
+    /// Adds the tokens routed to each expert in the last forward: `[moe_layers, n_routed_experts]`,
+    /// multi-token prediction last, if it was computed.
     pub fn add_expert_loads(&self, acts: &Activations, loads: &mut [u64]) {
-        let experts = self.config.n_routed_experts;
-        let moe_layers = (0..self.layers.len()).filter(|&i| self.config.is_moe_layer(i));
-        for (layer, loads) in moe_layers.zip(loads.chunks_exact_mut(experts.max(1))) {
-            let offsets = acts.layers[layer].moe.offsets.windows(2);
+        let experts = self.config.n_routed_experts();
+        let layers = acts.layers.iter().chain([&acts.mtp.layer]);
+        let moe_layers = layers
+            .enumerate()
+            .filter(|&(i, _)| self.config.is_moe_layer(i));
+        for ((_, layer), loads) in moe_layers.zip(loads.chunks_exact_mut(experts.max(1))) {
+            let offsets = layer.moe.offsets.windows(2);
             offsets
                 .zip(loads)
                 .for_each(|(o, load)| *load += u64::from(o[1] - o[0]));
@@ -398,14 +470,15 @@ impl Model {
     /// Auxiliary-loss-free balancing: each expert's selection bias moves by `speed` towards the
     /// mean load (DeepSeek-V3, section 2.1.2). Never between a rollout and its training forward.
     pub fn update_expert_bias(&mut self, loads: &[u64], speed: f32) {
-        let experts = self.config.n_routed_experts;
-        let moe = self.layout.layers.iter().filter_map(|at| match &at.mlp {
+        let experts = self.config.n_routed_experts();
+        let params = self.params.flat_mut();
+        let moe = self.layout.blocks().filter_map(|at| match &at.mlp {
             MlpOffsets::Moe(moe) => Some(moe.e_score_correction_bias.clone()),
             MlpOffsets::Dense(_) => None,
         });
         for (range, loads) in moe.zip(loads.chunks_exact(experts.max(1))) {
             let total: u64 = loads.iter().sum();
-            for (bias, &load) in self.params[range].iter_mut().zip(loads) {
+            for (bias, &load) in params[range].iter_mut().zip(loads) {
                 // load against total / experts, without rounding.
                 match (load * experts as u64).cmp(&total) {
                     std::cmp::Ordering::Less => *bias += speed,
@@ -418,5 +491,12 @@ impl Model {
 }
 
 fn is_norm(tensor: &TensorSpec) -> bool {
-    tensor.trainable && tensor.shape.len() == 1
+    tensor.shape.len() == 1 && tensor.name.ends_with("norm.weight")
+}
+
+/// Whose hidden states the head is applied to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Of {
+    Model,
+    Mtp,
 }

@@ -102,6 +102,7 @@ fn a_dense_model_is_said_in_three_ways() {
         assert_eq!(config.num_moe_layers(), 0);
         assert!((0..61).all(|layer| !config.is_moe_layer(layer)));
         assert_eq!(config.parameters_total(), config.parameters_active());
+        assert_eq!(config.moe, None);
         // Transformers knows a dense layer by this field alone.
         let text = config.to_json(WeightDtype::F32);
         let written: Value = serde_json::from_str(&text).unwrap();
@@ -114,12 +115,12 @@ fn a_dense_model_is_said_in_three_ways() {
 fn rope_theta_is_read_from_either_place() {
     let mut moved = without("rope_theta");
     moved["rope_parameters"] = json!({"rope_theta": 50000.0, "rope_type": "default"});
-    assert_eq!(read(&moved).unwrap().rope_theta, 50_000.0);
+    assert_eq!(read(&moved).unwrap().rope.theta, 50_000.0);
     assert_eq!(
-        read(&with("rope_theta", json!(1e6))).unwrap().rope_theta,
+        read(&with("rope_theta", json!(1e6))).unwrap().rope.theta,
         1e6
     );
-    assert_eq!(read(&without("rope_theta")).unwrap().rope_theta, 10_000.0);
+    assert_eq!(read(&without("rope_theta")).unwrap().rope.theta, 10_000.0);
     moved["rope_theta"] = json!(10000);
     assert!(
         read(&moved)
@@ -144,7 +145,6 @@ fn unknown_keys_are_collected_and_known_harmless_ones_are_not() {
 /// Each of these must be refused with a message that names the field.
 #[test]
 fn bad_values_are_refused_by_name() {
-    let yarn = json!({"type": "yarn", "factor": 40});
     let cases = [
         ("num_hidden_layers", json!(-1)),
         ("num_hidden_layers", json!(0)),
@@ -174,19 +174,27 @@ fn bad_values_are_refused_by_name() {
         ("eos_token_id", json!([1, -2])),
         ("bos_token_id", json!([1])),
         ("pad_token_id", json!(200_000)),
-        ("model_type", json!("deepseek_v2")),
+        ("model_type", json!("gpt2")),
+        ("model_type", json!(3)),
+        ("quantization_config", json!({"quant_method": "gptq"})),
         ("quantization_config", json!({"quant_method": "fp8"})),
-        ("rope_scaling", yarn.clone()),
-        ("rope_parameters", yarn),
-        ("n_group", json!(8)),
+        ("rope_scaling", json!({"type": "yarn"})),
+        ("rope_scaling", json!({"type": "yarn", "factor": 0.5})),
+        (
+            "rope_parameters",
+            json!({"rope_type": "longrope", "factor": 4}),
+        ),
+        ("n_group", json!(3)),
+        ("n_group", json!(0)),
         ("topk_group", json!(4)),
-        ("num_nextn_predict_layers", json!(1)),
+        ("sliding_window", json!(4096)),
+        ("layer_types", json!(["sliding_attention"])),
+        ("num_nextn_predict_layers", json!(2)),
         ("num_mtp_layers", json!(1)),
         ("moe_layer_freq", json!(2)),
         ("scoring_func", json!("softmax")),
         ("topk_method", json!("greedy")),
         ("hidden_act", json!("gelu")),
-        ("tie_word_embeddings", json!(true)),
         ("attention_bias", json!(true)),
         ("attention_dropout", json!(0.1)),
         ("num_key_value_heads", json!(8)),

@@ -94,6 +94,7 @@ fn loss_and_gradient(model: &Model, backend: &dyn Backend, batch: &Batch) -> (f6
         balance_loss_alpha: 0.0,
         logprobs: &mut logprobs,
         entropies: &mut entropies,
+        mtp: None,
     };
     model.backward(backend, batch, &mut acts, loss, &mut grads);
     (
@@ -254,6 +255,7 @@ fn the_balance_loss_and_its_gradient_are_pytorchs() {
         balance_loss_alpha: 0.01,
         logprobs: &mut logprobs,
         entropies: &mut entropies,
+        mtp: None,
     };
     let value = model.backward(&cpu, &batch, &mut acts, loss, &mut grads);
     let want = golden.floats("balance_loss")[0];

@@ -1,6 +1,9 @@
 //! The flat buffer: every tensor of DeepSeek-V3 in its place, once.
 
-use model::{Config, Layout, MlpOffsets, QueryOffsets, TensorSpec};
+use model::{
+    Attention, AttentionOffsets, Config, DenseLayers, Layout, Mla, MlpOffsets, Moe, QueryOffsets,
+    TensorSpec,
+};
 
 mod small;
 use small::small_config;
@@ -15,19 +18,30 @@ fn spec<'a>(layout: &'a Layout, name: &str) -> &'a TensorSpec {
 
 fn configurations() -> Vec<Config> {
     let moe = small_config();
+    let (mla, mixture) = (moe.attention.mla().clone(), moe.moe.clone().unwrap());
     let direct = Config {
-        q_lora_rank: None,
+        attention: Attention::Mla(Mla {
+            q_lora_rank: None,
+            ..mla.clone()
+        }),
+        num_nextn_predict_layers: 1,
         ..moe.clone()
     };
     let dense = Config {
-        n_routed_experts: 0,
+        moe: None,
         ..moe.clone()
     };
     // Odd sizes, so that padding and the lack of it inside a block of experts both show.
     let odd = Config {
         hidden_size: 7,
-        moe_intermediate_size: 3,
-        kv_lora_rank: 5,
+        attention: Attention::Mla(Mla {
+            kv_lora_rank: 5,
+            ..mla
+        }),
+        moe: Some(Moe {
+            moe_intermediate_size: 3,
+            ..mixture
+        }),
         ..moe.clone()
     };
     vec![moe, direct, dense, odd]
@@ -73,18 +87,23 @@ fn deepseek_v3_has_the_shapes_of_its_checkpoint() {
         vocab_size: 129_280,
         hidden_size: 7168,
         intermediate_size: 18_432,
-        moe_intermediate_size: 2048,
         num_hidden_layers: 61,
         num_attention_heads: 128,
-        n_routed_experts: 256,
-        n_shared_experts: 1,
-        num_experts_per_tok: 8,
-        first_k_dense_replace: 3,
-        q_lora_rank: Some(1536),
-        kv_lora_rank: 512,
-        qk_nope_head_dim: 128,
-        qk_rope_head_dim: 64,
-        v_head_dim: 128,
+        attention: Attention::Mla(Mla {
+            q_lora_rank: Some(1536),
+            kv_lora_rank: 512,
+            qk_nope_head_dim: 128,
+            qk_rope_head_dim: 64,
+            v_head_dim: 128,
+        }),
+        moe: small_config().moe.map(|moe| Moe {
+            n_routed_experts: 256,
+            n_shared_experts: 1,
+            num_experts_per_tok: 8,
+            moe_intermediate_size: 2048,
+            dense_layers: DenseLayers::First(3),
+            ..moe
+        }),
         ..small_config()
     };
     let layout = Layout::new(&config);
@@ -144,11 +163,17 @@ fn named_ranges_are_the_ranges_of_the_named_tensors() {
                 layer.post_attention_layernorm,
                 of("post_attention_layernorm")
             );
-            assert_eq!(layer.kv_a_proj_with_mqa, of("self_attn.kv_a_proj_with_mqa"));
-            assert_eq!(layer.kv_a_layernorm, of("self_attn.kv_a_layernorm"));
-            assert_eq!(layer.kv_b_proj, of("self_attn.kv_b_proj"));
-            assert_eq!(layer.o_proj, of("self_attn.o_proj"));
-            match &layer.query {
+            let AttentionOffsets::Mla(attention) = &layer.attention else {
+                panic!("latent attention");
+            };
+            assert_eq!(
+                attention.kv_a_proj_with_mqa,
+                of("self_attn.kv_a_proj_with_mqa")
+            );
+            assert_eq!(attention.kv_a_layernorm, of("self_attn.kv_a_layernorm"));
+            assert_eq!(attention.kv_b_proj, of("self_attn.kv_b_proj"));
+            assert_eq!(attention.o_proj, of("self_attn.o_proj"));
+            match &attention.query {
                 QueryOffsets::Direct { q_proj } => assert_eq!(*q_proj, of("self_attn.q_proj")),
                 QueryOffsets::LowRank {
                     q_a_proj,
@@ -162,7 +187,7 @@ fn named_ranges_are_the_ranges_of_the_named_tensors() {
             }
             let (swiglu, prefix) = match &layer.mlp {
                 MlpOffsets::Dense(swiglu) => (swiglu, "mlp"),
-                MlpOffsets::Moe(moe) => (&moe.shared, "mlp.shared_experts"),
+                MlpOffsets::Moe(moe) => (moe.shared.as_ref().unwrap(), "mlp.shared_experts"),
             };
             assert_eq!(swiglu.gate_proj, of(&format!("{prefix}.gate_proj")));
             assert_eq!(swiglu.up_proj, of(&format!("{prefix}.up_proj")));
@@ -196,7 +221,7 @@ fn the_experts_of_a_kind_are_one_block_without_holes() {
                 ("down_proj", &moe.experts_down_proj),
             ] {
                 let mut end = block.start;
-                for expert in 0..config.n_routed_experts {
+                for expert in 0..config.n_routed_experts() {
                     let name = format!("{mlp}.experts.{expert}.{kind}.weight");
                     assert_eq!(spec(&layout, &name).offset, end, "{name}");
                     end = spec(&layout, &name).range().end;

@@ -50,7 +50,7 @@ impl Learner {
         rates: Hyperparameters,
         schedule: Schedule,
     ) -> Learner {
-        let experts = model.config.num_moe_layers() * model.config.n_routed_experts;
+        let experts = model.config.num_moe_layers() * model.config.n_routed_experts();
         Learner {
             acts: Activations::new(&model.config),
             model,
@@ -136,6 +136,7 @@ impl Learner {
                 balance_loss_alpha: (balance_loss_alpha * share) as f32,
                 logprobs: &mut logprobs,
                 entropies: &mut entropies,
+                mtp: None,
             };
             let (batch, acts) = (&piece.batch, &mut self.acts);
             let balance_loss = self.model.backward(backend, batch, acts, loss, &mut grads);
@@ -213,7 +214,7 @@ impl Learner {
     /// A speed of 0 leaves the biases alone. Returns the greatest load over the mean one, of the
     /// worst layer; 1 for a dense model.
     pub fn balance(&mut self, bias_update_speed: f64) -> f64 {
-        let experts = self.model.config.n_routed_experts.max(1);
+        let experts = self.model.config.n_routed_experts().max(1);
         let mut violation: f64 = 1.0;
         for layer in self.loads.chunks_exact(experts) {
             let total: u64 = layer.iter().sum();

@@ -119,6 +119,27 @@ pub struct ModelConfig {
     pub fourier: bool,
 }
 
+impl ModelConfig {
+    /// The experts, if any layer has some.
+    pub(crate) fn mixture(&self) -> Option<model::Moe> {
+        let routed =
+            self.n_routed_experts > 0 && self.first_k_dense_replace < self.num_hidden_layers;
+        routed.then_some(model::Moe {
+            n_routed_experts: self.n_routed_experts,
+            n_shared_experts: self.n_shared_experts,
+            num_experts_per_tok: self.num_experts_per_tok,
+            moe_intermediate_size: self.moe_intermediate_size,
+            dense_layers: model::DenseLayers::First(self.first_k_dense_replace),
+            scoring_func: model::ScoringFunc::Sigmoid,
+            topk_method: model::TopkMethod::NoauxTc,
+            n_group: 1,
+            topk_group: 1,
+            norm_topk_prob: true,
+            routed_scaling_factor: self.routed_scaling_factor,
+        })
+    }
+}
+
 impl Default for ModelConfig {
     fn default() -> ModelConfig {
         ModelConfig {

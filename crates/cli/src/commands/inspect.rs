@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use model::{Config, Layout, TensorSpec};
+use model::{Attention, Config, Layout, TensorSpec};
 use serde::Serialize;
 
 use super::{print, print_json};
@@ -26,8 +26,14 @@ struct Facts {
     moe_layers: usize,
     hidden_size: usize,
     attention_heads: usize,
+    /// Of grouped heads.
+    key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    /// Of latent attention.
     q_lora_rank: Option<usize>,
-    kv_lora_rank: usize,
+    kv_lora_rank: Option<usize>,
+    tied_embeddings: bool,
+    multi_token_prediction_layers: usize,
     routed_experts: usize,
     experts_per_token: usize,
     shared_experts: usize,
@@ -70,17 +76,26 @@ impl Inspect {
 impl Facts {
     fn new(folder: Folder) -> Facts {
         let config = folder.config;
+        let (mla, gqa) = match &config.attention {
+            Attention::Mla(mla) => (Some(mla), None),
+            Attention::Gqa(gqa) => (None, Some(gqa)),
+        };
+        let moe = config.moe.as_ref();
         Facts {
-            architecture: "DeepseekV3ForCausalLM",
+            architecture: config.architecture.class(),
             layers: config.num_hidden_layers,
             moe_layers: config.num_moe_layers(),
             hidden_size: config.hidden_size,
             attention_heads: config.num_attention_heads,
-            q_lora_rank: config.q_lora_rank,
-            kv_lora_rank: config.kv_lora_rank,
-            routed_experts: config.n_routed_experts,
-            experts_per_token: config.num_experts_per_tok,
-            shared_experts: config.n_shared_experts,
+            key_value_heads: gqa.map(|gqa| gqa.num_key_value_heads),
+            head_dim: gqa.map(|gqa| gqa.head_dim),
+            q_lora_rank: mla.and_then(|mla| mla.q_lora_rank),
+            kv_lora_rank: mla.map(|mla| mla.kv_lora_rank),
+            tied_embeddings: config.tie_word_embeddings,
+            multi_token_prediction_layers: config.num_nextn_predict_layers,
+            routed_experts: config.n_routed_experts(),
+            experts_per_token: moe.map_or(0, |moe| moe.num_experts_per_tok),
+            shared_experts: moe.map_or(0, |moe| moe.n_shared_experts),
             vocab_size: config.vocab_size,
             max_position_embeddings: config.max_position_embeddings,
             parameters_total: config.parameters_total(),
@@ -107,13 +122,18 @@ impl Facts {
                 self.routed_experts, self.experts_per_token, self.shared_experts, self.layers
             ),
         };
-        let attention = format!(
-            "{} heads, latent of {}, queries {}",
-            self.attention_heads,
-            self.kv_lora_rank,
-            self.q_lora_rank
-                .map_or("direct".to_string(), |rank| format!("through {rank}"))
-        );
+        let heads = self.attention_heads;
+        let attention = match (self.kv_lora_rank, self.q_lora_rank) {
+            (Some(latent), None) => format!("{heads} heads, latent of {latent}, queries direct"),
+            (Some(latent), Some(rank)) => {
+                format!("{heads} heads, latent of {latent}, queries through {rank}")
+            }
+            (None, _) => format!(
+                "{heads} heads of {}, {} of keys and values",
+                self.head_dim.unwrap_or_default(),
+                self.key_value_heads.unwrap_or_default()
+            ),
+        };
         let mut rows = vec![
             ("architecture", self.architecture.to_string()),
             ("layers", self.layers.to_string()),

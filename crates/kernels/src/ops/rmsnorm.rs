@@ -255,6 +255,45 @@ mod tests {
         }
     }
 
+    /// `q_norm` and `k_norm`: [tokens, heads * head_dim] seen as [tokens * heads, head_dim], one
+    /// weight for all heads.
+    #[test]
+    fn heads_are_rows_that_share_a_weight() {
+        let (tokens, heads, head_dim) = (3, 4, 24);
+        let n = tokens * heads * head_dim;
+        let (x, dy, weight) = (normals(1, n), normals(2, n), normals(3, head_dim));
+        let (mut y, mut inv) = (vec![0.0; n], vec![0.0; tokens * heads]);
+        let rows = Mat::new(&x, head_dim);
+        let out = MatMut::new(&mut y, head_dim);
+        rmsnorm(&cpu(), rows, &weight, EPS, out, &mut inv);
+        let (mut dx, mut dweight) = (vec![0.0; n], vec![0.0; head_dim]);
+        let (dy_rows, out) = (Mat::new(&dy, head_dim), MatMut::new(&mut dx, head_dim));
+        rmsnorm_backward(
+            &cpu(),
+            rows,
+            &weight,
+            &inv,
+            dy_rows,
+            out,
+            false,
+            &mut dweight,
+        );
+        let by_heads = |x: &[f64], w: &[f64]| -> Vec<f64> {
+            let tokens = x.chunks(heads * head_dim);
+            tokens
+                .flat_map(|token| (0..heads).map(move |h| &token[h * head_dim..][..head_dim]))
+                .flat_map(|head| oracle(head, w))
+                .collect()
+        };
+        let (x, dy, weight) = (wide(&x), wide(&dy), wide(&weight));
+        let loss = |y: Vec<f64>| -> f64 { y.iter().zip(&dy).map(|(y, dy)| y * dy).sum() };
+        assert_close("y", &y, &by_heads(&x, &weight), 1e-6);
+        let want = numeric_gradient(&x, |x| loss(by_heads(x, &weight)));
+        assert_close("dx", &dx, &want, 1e-5);
+        let want = numeric_gradient(&weight, |w| loss(by_heads(&x, w)));
+        assert_close("dweight", &dweight, &want, 1e-5);
+    }
+
     #[test]
     fn a_row_alone_is_that_row_of_the_batch() {
         let (tokens, d) = (40, 33);

@@ -1,4 +1,4 @@
-//! The two 16-bit floating-point formats, to and from f32.
+//! The small floating-point formats, to and from f32.
 
 /// bfloat16 is the upper half of an f32.
 pub(super) fn bf16_to_f32(bits: u16) -> f32 {
@@ -31,6 +31,32 @@ pub(super) fn f16_to_f32(bits: u16) -> f32 {
     f32::from_bits(sign | magnitude)
 }
 
+/// Eight bits, four of exponent and three of mantissa, without infinities (arXiv 2209.05433).
+pub(super) fn e4m3_to_f32(bits: u8) -> f32 {
+    let magnitude = match (bits >> 3 & 0xf, bits & 7) {
+        (15, 7) => f32::NAN,
+        // Subnormal: a multiple of 2^-9.
+        (0, mantissa) => f32::from(mantissa) / 512.0,
+        (exponent, mantissa) => {
+            f32::from_bits((u32::from(exponent) + 120) << 23 | u32::from(mantissa) << 20)
+        }
+    };
+    if bits & 0x80 == 0 {
+        magnitude
+    } else {
+        -magnitude
+    }
+}
+
+/// A power of two: 2^(bits - 127); 255 is NaN.
+pub(super) fn e8m0_to_f32(bits: u8) -> f32 {
+    match bits {
+        0 => f32::from_bits(0x0040_0000),
+        255 => f32::NAN,
+        exponent => f32::from_bits(u32::from(exponent) << 23),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +75,34 @@ mod tests {
                 "f16 {bits:#06x}: {ours} against {theirs}"
             );
         }
+    }
+
+    #[test]
+    fn eight_bit_patterns_are_their_sign_exponent_and_mantissa() {
+        for bits in 0..=u8::MAX {
+            let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f64::from(bits & 7));
+            let magnitude = match exponent {
+                0 => mantissa / 8.0 * 2f64.powi(-6),
+                _ => (1.0 + mantissa / 8.0) * 2f64.powi(exponent - 7),
+            };
+            let sign = if bits < 128 { 1.0 } else { -1.0 };
+            if bits & 0x7f == 0x7f {
+                assert!(e4m3_to_f32(bits).is_nan());
+            } else {
+                assert_eq!(
+                    f64::from(e4m3_to_f32(bits)),
+                    sign * magnitude,
+                    "{bits:#04x}"
+                );
+            }
+            if bits == 255 {
+                assert!(e8m0_to_f32(bits).is_nan());
+            } else {
+                let power = 2f64.powi(i32::from(bits) - 127);
+                assert_eq!(f64::from(e8m0_to_f32(bits)), power, "{bits:#04x}");
+            }
+        }
+        assert_eq!(e4m3_to_f32(0x7e), 448.0);
     }
 
     #[test]

@@ -7,12 +7,13 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::float::{bf16_to_f32, f16_to_f32};
+use super::positioned::read_exact_at;
 use crate::config::MAX_TENSORS;
 use crate::error::{Error, shown};
 
@@ -28,14 +29,14 @@ pub(super) struct Entry {
     pub dtype: String,
     pub shape: Vec<usize>,
     /// First byte in the file.
-    start: u64,
-    bytes: u64,
+    pub start: u64,
+    pub bytes: u64,
 }
 
 /// An open safetensors file whose header has been checked from end to end.
 pub(super) struct Reader {
     pub path: PathBuf,
-    file: File,
+    pub file: File,
     /// In the order of the data.
     pub entries: Vec<Entry>,
 }
@@ -69,7 +70,7 @@ impl Reader {
     }
 
     /// Hands the bytes of one tensor to `each`, in order, in chunks of whole 8-byte groups.
-    pub fn stream(&mut self, index: usize, mut each: impl FnMut(&[u8])) -> Result<(), Error> {
+    pub fn stream(&self, index: usize, mut each: impl FnMut(&[u8])) -> Result<(), Error> {
         let entry = &self.entries[index];
         let fail = |error: std::io::Error| {
             let name = shown(&entry.name);
@@ -79,19 +80,19 @@ impl Reader {
             )
         };
         let mut chunk = vec![0; CHUNK_BYTES.min(entry.bytes as usize)];
-        self.file.seek(SeekFrom::Start(entry.start)).map_err(fail)?;
-        let mut left = entry.bytes;
-        while left > 0 {
-            let part = &mut chunk[..CHUNK_BYTES.min(left as usize)];
-            self.file.read_exact(part).map_err(fail)?;
+        let end = entry.start + entry.bytes;
+        let mut at = entry.start;
+        while at < end {
+            let part = &mut chunk[..CHUNK_BYTES.min((end - at) as usize)];
+            read_exact_at(&self.file, part, at).map_err(fail)?;
             each(part);
-            left -= part.len() as u64;
+            at += part.len() as u64;
         }
         Ok(())
     }
 
     /// Converts an F32, BF16 or F16 tensor into `out`, which has as many elements.
-    pub fn read_f32(&mut self, index: usize, out: &mut [f32]) -> Result<(), Error> {
+    pub fn read_f32(&self, index: usize, out: &mut [f32]) -> Result<(), Error> {
         let entry = &self.entries[index];
         assert_eq!(
             out.len(),
@@ -350,14 +351,15 @@ impl<'de> Deserialize<'de> for Header {
 /// A tensor to be written: its name, type and shape.
 pub(super) struct Planned<'a> {
     pub name: &'a str,
-    /// `F32` or `BF16`.
-    pub dtype: &'static str,
+    /// A type of the format whose elements are whole bytes.
+    pub dtype: &'a str,
     pub shape: &'a [usize],
 }
 
 impl Planned<'_> {
     pub fn bytes(&self) -> u64 {
-        self.shape.iter().product::<usize>() as u64 * float_bytes(self.dtype) as u64
+        let shape: Vec<u64> = self.shape.iter().map(|&dim| dim as u64).collect();
+        tensor_bytes(&shape, self.dtype).expect("a tensor that exists has a size")
     }
 }
 

@@ -38,13 +38,13 @@ pub fn read_tensors(path: &Path) -> Result<Vec<NamedTensor>, Error> {
     if !fs::metadata(path).map_err(fail)?.is_file() {
         return Err(Error::file(path, "not a regular file"));
     }
-    let mut reader = Reader::new(File::open(path).map_err(fail)?, path)?;
+    let reader = Reader::new(File::open(path).map_err(fail)?, path)?;
     (0..reader.entries.len())
-        .map(|index| read_tensor(&mut reader, index))
+        .map(|index| read_tensor(&reader, index))
         .collect()
 }
 
-fn read_tensor(reader: &mut Reader, index: usize) -> Result<NamedTensor, Error> {
+fn read_tensor(reader: &Reader, index: usize) -> Result<NamedTensor, Error> {
     let entry = &reader.entries[index];
     let (name, dtype, shape) = (entry.name.clone(), entry.dtype.clone(), entry.shape.clone());
     let data = if is_float(&dtype) {
@@ -62,7 +62,7 @@ fn read_tensor(reader: &mut Reader, index: usize) -> Result<NamedTensor, Error> 
     })
 }
 
-fn read_integers(reader: &mut Reader, index: usize) -> Result<Vec<i32>, Error> {
+fn read_integers(reader: &Reader, index: usize) -> Result<Vec<i32>, Error> {
     let entry = &reader.entries[index];
     let (name, dtype) = (shown(&entry.name), entry.dtype.clone());
     let mut values = Vec::with_capacity(entry.shape.iter().product());

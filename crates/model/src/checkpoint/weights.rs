@@ -1,20 +1,16 @@
 //! The weights of a model folder, one file or several, against its configuration.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::WeightDtype;
 use super::float::f32_to_bf16;
-use super::folder::{open_inside, read_small_file};
-use super::safetensors::{Planned, Reader, float_bytes, header, is_float};
+use super::safetensors::{Planned, float_bytes, header};
+use super::source::Source;
 use crate::config::Config;
-use crate::error::{Error, shown};
+use crate::error::Error;
 use crate::layout::{Layout, TensorSpec};
 
-const INDEX: &str = "model.safetensors.index.json";
-const LARGEST_INDEX: u64 = 64 << 20;
 /// Elements converted at once while writing.
 const CHUNK: usize = 1 << 16;
 
@@ -66,7 +62,7 @@ impl std::fmt::Display for NonFinite {
 }
 
 /// Reads `model.safetensors`, or the files that `model.safetensors.index.json` names, into the
-/// flat buffer of `layout`. F32, BF16 and F16 are converted to f32; padding is zero.
+/// flat buffer of `layout`. F32, BF16, F16 and FP8 in blocks are converted to f32; padding is zero.
 ///
 /// Only headers are read, and nothing of the model's size is allocated, until names, types, shapes
 /// and byte ranges all agree with `layout`.
@@ -84,20 +80,13 @@ pub fn read_weights(dir: &Path, config: &Config, layout: &Layout) -> Result<Weig
         config.num_hidden_layers,
         "layout of another configuration"
     );
-    let mut source = Source::open(dir)?;
-    let differences = source.differences(layout);
-    if !differences.is_empty() {
-        return Err(Error::Mismatch {
-            path: dir.to_path_buf(),
-            differences,
-        });
-    }
+    let source = Source::open(dir)?;
+    source.check(config, layout)?;
     let mut data = allocate(dir, layout.total_len)?;
     let mut non_finite = Vec::new();
     for spec in &layout.tensors {
-        let (shard, index) = source.places[&spec.name];
         let out = &mut data[spec.range()];
-        source.shards[shard].read_f32(index, out)?;
+        source.read_f32(config, spec, out)?;
         non_finite.extend(count_non_finite(spec, out));
     }
     Ok(Weights {
@@ -129,165 +118,6 @@ fn count_non_finite(spec: &TensorSpec, values: &[f32]) -> Option<NonFinite> {
         nan,
         infinite: bad - nan,
     })
-}
-
-/// The opened files of a folder, and where each tensor is.
-struct Source {
-    shards: Vec<Reader>,
-    /// Tensor name to (file, index in it).
-    places: BTreeMap<String, (usize, usize)>,
-    /// What is wrong between the files themselves.
-    conflicts: Vec<String>,
-}
-
-impl Source {
-    fn open(dir: &Path) -> Result<Source, Error> {
-        let mut source = Source {
-            shards: Vec::new(),
-            places: BTreeMap::new(),
-            conflicts: Vec::new(),
-        };
-        if exists(dir, "model.safetensors") {
-            source.add(dir, "model.safetensors")?;
-        } else if exists(dir, INDEX) {
-            let weight_map = read_index(dir)?;
-            let files: BTreeSet<&String> = weight_map.values().collect();
-            for file in files {
-                source.add(dir, file)?;
-            }
-            source.compare_with_index(&weight_map);
-        } else {
-            return Err(no_weights(dir));
-        }
-        Ok(source)
-    }
-
-    fn add(&mut self, dir: &Path, file: &str) -> Result<(), Error> {
-        let reader = Reader::new(open_inside(dir, file)?, &dir.join(file))?;
-        let shard = self.shards.len();
-        for (index, entry) in reader.entries.iter().enumerate() {
-            if let Some((first, _)) = self.places.insert(entry.name.clone(), (shard, index)) {
-                let (name, first) = (shown(&entry.name), self.shards[first].path.display());
-                self.conflicts
-                    .push(format!("twice: `{name}`, in {first} and in {file}"));
-            }
-        }
-        self.shards.push(reader);
-        Ok(())
-    }
-
-    fn compare_with_index(&mut self, weight_map: &BTreeMap<String, String>) {
-        for (name, file) in weight_map {
-            let Some(&(shard, _)) = self.places.get(name) else {
-                continue;
-            };
-            let found = &self.shards[shard].path;
-            if found.file_name().is_none_or(|found| found != file.as_str()) {
-                let (name, file) = (shown(name), shown(file));
-                self.conflicts.push(format!(
-                    "misplaced: `{name}` is in {}, {INDEX} says {file}",
-                    found.display()
-                ));
-            }
-        }
-    }
-
-    /// Every way in which the files are not what the layout needs, one line each.
-    fn differences(&self, layout: &Layout) -> Vec<String> {
-        let mut lines = self.conflicts.clone();
-        let mut wanted = BTreeSet::new();
-        for spec in &layout.tensors {
-            wanted.insert(spec.name.as_str());
-            let Some(&(shard, index)) = self.places.get(&spec.name) else {
-                lines.push(format!("missing: `{}` {:?}", spec.name, spec.shape));
-                continue;
-            };
-            let entry = &self.shards[shard].entries[index];
-            if entry.shape != spec.shape {
-                lines.push(format!(
-                    "shape: `{}` is {:?} in the file, {:?} by config.json",
-                    spec.name, entry.shape, spec.shape
-                ));
-            }
-            if !is_float(&entry.dtype) {
-                lines.push(format!(
-                    "type: `{}` is {}, not F32, BF16 or F16",
-                    spec.name, entry.dtype
-                ));
-            }
-        }
-        let unexpected = self.places.iter().filter(|(name, _)| {
-            !wanted.contains(name.as_str()) && !name.ends_with("rotary_emb.inv_freq")
-        });
-        for (name, &(shard, index)) in unexpected {
-            let shape = &self.shards[shard].entries[index].shape;
-            lines.push(format!("unexpected: `{}` {shape:?}", shown(name)));
-        }
-        lines
-    }
-}
-
-fn exists(dir: &Path, name: &str) -> bool {
-    // A dangling link exists too: opening it then says what is wrong with it.
-    fs::symlink_metadata(dir.join(name)).is_ok()
-}
-
-fn read_index(dir: &Path) -> Result<BTreeMap<String, String>, Error> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let bytes = read_small_file(dir, INDEX, LARGEST_INDEX)?;
-    let path = dir.join(INDEX);
-    let index: Index = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::file(&path, format!("not a weight index: {error}")))?;
-    if index.weight_map.is_empty() {
-        return Err(Error::file(
-            &path,
-            "its weight_map is empty; fetch the file again",
-        ));
-    }
-    match index
-        .weight_map
-        .values()
-        .find(|file| !file.ends_with(".safetensors"))
-    {
-        None => Ok(index.weight_map),
-        Some(file) => {
-            let message = format!("`{}` is not a .safetensors file", shown(file));
-            Err(Error::file(&path, message))
-        }
-    }
-}
-
-/// Why a folder has no weights to read.
-fn no_weights(dir: &Path) -> Error {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return Error::file(dir, "there is no such folder, or it may not be read");
-    };
-    let names: Vec<String> = entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    let has = |endings: &[&str]| {
-        names
-            .iter()
-            .any(|n| endings.iter().any(|end| n.ends_with(end)))
-    };
-    if has(&[".bin", ".pt", ".pth", ".ckpt"]) {
-        let message = "holds only pickled weights, which can run code when opened and are never \
-                       read; convert them where you trust them: python3 -c \"from transformers \
-                       import AutoModelForCausalLM as M; \
-                       M.from_pretrained('IN').save_pretrained('OUT')\"";
-        return Error::file(dir, message);
-    }
-    if has(&[".gguf"]) {
-        return Error::file(
-            dir,
-            "holds GGUF weights, which are not supported yet, only safetensors",
-        );
-    }
-    Error::file(dir, format!("has neither model.safetensors nor {INDEX}"))
 }
 
 /// `model.safetensors` as it will be written.

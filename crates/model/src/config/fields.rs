@@ -4,20 +4,22 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value, json};
 
+use super::{Architecture, Fp8Blocks, Llama3Scaling, POSITIONS, Rope, RopeScaling, YarnScaling};
 use crate::error::{Error, shown};
 
 /// Keys that change nothing about what the model computes here.
-const HARMLESS: [&str; 27] = [
+const HARMLESS: [&str; 29] = [
     "_attn_implementation",
     "_name_or_path",
     "architectures",
+    "attn_implementation",
     "auto_map",
     "aux_loss_alpha",
     "chunk_size_feed_forward",
     "ep_size",
-    "head_dim",
     "id2label",
     "is_decoder",
+    "is_training",
     "label2id",
     "name_or_path",
     "output_attentions",
@@ -35,6 +37,7 @@ const HARMLESS: [&str; 27] = [
     "torchscript",
     "transformers_version",
     "use_cache",
+    "use_mrope",
 ];
 
 /// Most of a value is enough to recognise it by; a hostile one can be megabytes.
@@ -44,6 +47,8 @@ fn brief(value: &Value) -> String {
 
 pub(super) struct Fields {
     map: Map<String, Value>,
+    /// Qwen's configurations declare windows that they do not use.
+    pub is_qwen: bool,
 }
 
 impl Fields {
@@ -51,7 +56,10 @@ impl Fields {
         let value: Value = serde_json::from_str(text)
             .map_err(|error| Error::field("", format!("not valid JSON: {error}")))?;
         match value {
-            Value::Object(map) => Ok(Fields { map }),
+            Value::Object(map) => Ok(Fields {
+                map,
+                is_qwen: false,
+            }),
             other => Err(Error::field(
                 "",
                 format!("{} is not a JSON object", brief(&other)),
@@ -59,42 +67,115 @@ impl Fields {
         }
     }
 
+    /// `model_type`.
+    pub(super) fn architecture(&mut self) -> Result<Architecture, Error> {
+        let value = self
+            .take("model_type")
+            .ok_or_else(|| missing("model_type"))?;
+        let name = value.as_str().unwrap_or_default();
+        // Kimi-K2 is DeepSeek-V3 under another name.
+        let name = if name == "kimi_k2" {
+            "deepseek_v3"
+        } else {
+            name
+        };
+        let known = Architecture::ALL.into_iter();
+        known
+            .clone()
+            .find(|architecture| architecture.model_type() == name)
+            .ok_or_else(|| {
+                let names: Vec<_> = known.map(Architecture::model_type).collect();
+                let value = brief(&value);
+                let message = format!("{value} is not supported; {} are", names.join(", "));
+                Error::field("model_type", message)
+            })
+    }
+
     /// Refuses every key that would change the computation into one we do not have.
     pub(super) fn refuse_unsupported(&mut self) -> Result<(), Error> {
-        match self.map.remove("model_type") {
-            Some(Value::String(name)) if name == "deepseek_v3" => {}
-            Some(other) => {
-                let message = format!(
-                    "{} is not supported yet, only \"deepseek_v3\"",
-                    brief(&other)
-                );
-                return Err(Error::field("model_type", message));
-            }
-            None => return Err(missing("model_type")),
-        }
         for (field, only) in [
             ("hidden_act", json!("silu")),
-            ("scoring_func", json!("sigmoid")),
-            ("topk_method", json!("noaux_tc")),
-            ("tie_word_embeddings", json!(false)),
-            ("attention_bias", json!(false)),
             ("mlp_bias", json!(false)),
             ("attention_dropout", json!(0)),
             ("moe_layer_freq", json!(1)),
-            ("num_nextn_predict_layers", json!(0)),
             ("num_mtp_layers", json!(0)),
             ("partial_rotary_factor", json!(1)),
-            ("quantization_config", Value::Null),
-            ("sliding_window", Value::Null),
             ("is_encoder_decoder", json!(false)),
             ("add_cross_attention", json!(false)),
         ] {
             self.only(field, &only)?;
         }
-        Ok(())
+        self.refuse_sliding_windows()
     }
 
-    fn only(&mut self, field: &str, only: &Value) -> Result<(), Error> {
+    /// A window that the file declares but does not use (Qwen2 writes one always) is no window.
+    fn refuse_sliding_windows(&mut self) -> Result<(), Error> {
+        let used = self.boolean("use_sliding_window", false);
+        let has_switch = self.map.contains_key("use_sliding_window");
+        let used = used?;
+        if used {
+            let message = "sliding windows of attention are not supported";
+            return Err(Error::field("use_sliding_window", message));
+        }
+        let window = self.take("sliding_window");
+        self.take("max_window_layers");
+        if let (Some(window), false) = (window, has_switch || self.is_qwen) {
+            let message = format!("{}: sliding windows are not supported", brief(&window));
+            return Err(Error::field("sliding_window", message));
+        }
+        let Some(types) = self.take("layer_types") else {
+            return Ok(());
+        };
+        let full = |kinds: &Vec<Value>| kinds.iter().all(|kind| kind == "full_attention");
+        if types.as_array().is_some_and(full) {
+            return Ok(());
+        }
+        let message = format!("{}: only full_attention is supported", brief(&types));
+        Err(Error::field("layer_types", message))
+    }
+
+    /// DeepSeek's FP8 blocks, or no quantisation.
+    pub(super) fn fp8(&mut self) -> Result<Option<Fp8Blocks>, Error> {
+        let field = "quantization_config";
+        let Some(mut inner) = self.object(field)? else {
+            return Ok(None);
+        };
+        let blocks = inner.fp8_blocks().map_err(|error| within(field, error))?;
+        self.keep_leftover(field, &mut inner);
+        Ok(Some(blocks))
+    }
+
+    fn fp8_blocks(&mut self) -> Result<Fp8Blocks, Error> {
+        let method = self
+            .take("quant_method")
+            .ok_or_else(|| missing("quant_method"))?;
+        if method != "fp8" {
+            let message = format!("{} is not supported, only \"fp8\"", brief(&method));
+            return Err(Error::field("quant_method", message));
+        }
+        self.only("fmt", &json!("e4m3"))?;
+        self.only("activation_scheme", &json!("dynamic"))?;
+        let ue8m0 = match self.take("scale_fmt") {
+            None => false,
+            Some(format) if format == "ue8m0" => true,
+            Some(other) => {
+                let message = format!("{} is not supported, only \"ue8m0\"", brief(&other));
+                return Err(Error::field("scale_fmt", message));
+            }
+        };
+        let field = "weight_block_size";
+        let value = self.take(field).ok_or_else(|| missing(field))?;
+        let sizes = value.as_array().map(Vec::as_slice).unwrap_or_default();
+        let [rows, columns] = sizes else {
+            let message = format!("{} is not a pair of sizes", brief(&value));
+            return Err(Error::field(field, message));
+        };
+        let size = |value| whole_number(field, value, &(1..=1 << 16));
+        let block = [size(rows)?, size(columns)?];
+        Ok(Fp8Blocks { block, ue8m0 })
+    }
+
+    pub(super) fn only(&mut self, field: &str, only: &Value) -> Result<(), Error> {
         match self.take(field) {
             None => Ok(()),
             Some(value) if same(&value, only) => Ok(()),
@@ -185,54 +266,158 @@ impl Fields {
             .collect()
     }
 
-    /// `rope_theta`, at the top (as published) or in `rope_parameters` (as transformers 5 writes).
-    pub(super) fn rope_theta(&mut self) -> Result<f64, Error> {
-        let mut theta = None;
-        let top = self
+    /// RoPE as published (`rope_theta`, `rope_scaling`) or as transformers 5 writes it
+    /// (`rope_parameters`). `positions` is `max_position_embeddings`.
+    pub(super) fn rope(&mut self, interleave: bool, positions: usize) -> Result<Rope, Error> {
+        let mut theta = self
             .take("rope_theta")
-            .map(|value| ("rope_theta".to_string(), value));
-        let mut found: Vec<(String, Value)> = top.into_iter().collect();
+            .map(|value| number("rope_theta", &value));
+        let mut scaling = RopeScaling::None;
         for field in ["rope_parameters", "rope_scaling"] {
-            found.extend(self.plain_rope(field)?);
-        }
-        for (field, value) in found {
-            let value = number(&field, &value)?;
-            if theta.is_some_and(|other| other != value) {
-                let message = format!("{value} contradicts the other rope_theta of this file");
-                return Err(Error::field(&field, message));
+            let Some(mut inner) = self.object(field)? else {
+                continue;
+            };
+            let (own, found) = inner
+                .rope_scaling(positions)
+                .map_err(|error| within(field, error))?;
+            if let Some(value) = own {
+                if theta
+                    .as_ref()
+                    .is_some_and(|t| t.as_ref().is_ok_and(|t| *t != value))
+                {
+                    let message = format!("{value} contradicts the other rope_theta of this file");
+                    return Err(Error::field(&format!("{field}.rope_theta"), message));
+                }
+                theta = Some(Ok(value));
             }
-            theta = Some(value);
+            if scaling != RopeScaling::None && found != scaling {
+                let message = "contradicts rope_parameters; keep one of them";
+                return Err(Error::field(field, message));
+            }
+            scaling = found;
+            self.keep_leftover(field, &mut inner);
         }
-        Ok(theta.unwrap_or(10_000.0))
+        let theta = theta.unwrap_or(Ok(10_000.0))?;
+        Ok(Rope {
+            theta,
+            interleave,
+            scaling,
+        })
     }
 
-    /// Refuses every scaled form of RoPE; gives back the `rope_theta` inside, if any.
-    fn plain_rope(&mut self, field: &str) -> Result<Option<(String, Value)>, Error> {
-        let mut inner = match self.take(field) {
-            None => return Ok(None),
-            Some(Value::Object(map)) => Fields { map },
-            Some(other) => {
-                return Err(Error::field(
-                    field,
-                    format!("{} is not an object", brief(&other)),
-                ));
+    /// The `rope_theta` inside, if any, and the kind of scaling.
+    fn rope_scaling(&mut self, positions: usize) -> Result<(Option<f64>, RopeScaling), Error> {
+        self.only("partial_rotary_factor", &json!(1))?;
+        let theta = match self.take("rope_theta") {
+            Some(value) => Some(number("rope_theta", &value)?),
+            None => None,
+        };
+        let (new, old) = (self.take("rope_type"), self.take("type"));
+        let kind = new.or(old).unwrap_or_else(|| json!("default"));
+        let original = "original_max_position_embeddings";
+        let scaling = match kind.as_str().unwrap_or_default() {
+            "default" => RopeScaling::None,
+            "linear" => RopeScaling::Linear {
+                factor: self.required_number("factor")?,
+            },
+            "yarn" => RopeScaling::Yarn(YarnScaling {
+                factor: self.required_number("factor")?,
+                original_max_position_embeddings: self.or(original, &POSITIONS, positions)?,
+                beta_fast: self.number("beta_fast", 32.0)?,
+                beta_slow: self.number("beta_slow", 1.0)?,
+                mscale: self.optional_number("mscale")?,
+                mscale_all_dim: self.optional_number("mscale_all_dim")?,
+                attention_factor: self.optional_number("attention_factor")?,
+                truncate: self.boolean("truncate", true)?,
+            }),
+            "llama3" => RopeScaling::Llama3(Llama3Scaling {
+                factor: self.required_number("factor")?,
+                low_freq_factor: self.required_number("low_freq_factor")?,
+                high_freq_factor: self.required_number("high_freq_factor")?,
+                original_max_position_embeddings: self.required(original, &POSITIONS)?,
+            }),
+            _ => {
+                let message = format!(
+                    "{} is not supported; \"default\", \"linear\", \"yarn\" and \"llama3\" are",
+                    brief(&kind)
+                );
+                return Err(Error::field("rope_type", message));
             }
         };
-        for kind in ["rope_type", "type"] {
-            inner
-                .only(kind, &json!("default"))
-                .map_err(|error| within(field, error))?;
+        Ok((theta, scaling))
+    }
+
+    /// An object in its own right; null counts as absent.
+    fn object(&mut self, field: &str) -> Result<Option<Fields>, Error> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Fields {
+                map,
+                is_qwen: self.is_qwen,
+            })),
+            Some(other) => {
+                let message = format!("{} is not an object", brief(&other));
+                Err(Error::field(field, message))
+            }
         }
-        inner
-            .only("partial_rotary_factor", &json!(1))
-            .map_err(|error| within(field, error))?;
-        let theta = inner
-            .take("rope_theta")
-            .map(|value| (format!("{field}.rope_theta"), value));
+    }
+
+    /// What an object of its own left over is left over here.
+    fn keep_leftover(&mut self, field: &str, inner: &mut Fields) {
         for key in inner.leftover() {
             self.map.insert(format!("{field}.{key}"), Value::Bool(true));
         }
-        Ok(theta)
+    }
+
+    fn optional_number(&mut self, field: &str) -> Result<Option<f64>, Error> {
+        let value = self.take(field);
+        value.map(|value| number(field, &value)).transpose()
+    }
+
+    /// One of several names.
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        field: &str,
+        choices: &[(&str, T)],
+        default: Option<T>,
+    ) -> Result<T, Error> {
+        let Some(value) = self.take(field) else {
+            return default.ok_or_else(|| missing(field));
+        };
+        let found = choices.iter().find(|(name, _)| value == *name);
+        found.map(|&(_, choice)| choice).ok_or_else(|| {
+            let names: Vec<_> = choices
+                .iter()
+                .map(|(name, _)| format!("{name:?}"))
+                .collect();
+            let message = format!(
+                "{} is not supported, only {}",
+                brief(&value),
+                names.join(", ")
+            );
+            Error::field(field, message)
+        })
+    }
+
+    /// A list of whole numbers, sorted; absent is empty.
+    pub(super) fn list(
+        &mut self,
+        field: &str,
+        range: &RangeInclusive<usize>,
+    ) -> Result<Vec<usize>, Error> {
+        let values = match self.take(field) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(values)) => values,
+            Some(other) => {
+                let message = format!("{} is not a list", brief(&other));
+                return Err(Error::field(field, message));
+            }
+        };
+        let numbers = values.iter().map(|value| whole_number(field, value, range));
+        let mut numbers = numbers.collect::<Result<Vec<_>, _>>()?;
+        numbers.sort_unstable();
+        numbers.dedup();
+        Ok(numbers)
     }
 
     pub(super) fn torch_dtype(&mut self) -> Result<String, Error> {

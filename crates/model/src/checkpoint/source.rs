@@ -1,0 +1,310 @@
+//! The opened files of a model folder: what is where, and whether it fits the configuration.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::float::{e4m3_to_f32, e8m0_to_f32};
+use super::folder::{open_inside, read_small_file};
+use super::safetensors::{Entry, Reader, is_float};
+use crate::config::Config;
+use crate::error::{Error, shown};
+use crate::layout::{Layout, TensorSpec};
+use crate::mtp::shared_copies;
+
+const INDEX: &str = "model.safetensors.index.json";
+const LARGEST_INDEX: u64 = 64 << 20;
+/// The type of DeepSeek's quantised matrices.
+pub(crate) const FP8: &str = "F8_E4M3";
+
+/// The scales of an FP8 tensor; each value is multiplied by its scale, in spite of the name.
+pub(crate) fn scale_name(weight: &str) -> String {
+    format!("{weight}_scale_inv")
+}
+
+/// Names under which a checkpoint may hold the embedding or the head once more.
+fn repeated(config: &Config) -> Vec<String> {
+    let mut names = Vec::new();
+    if config.num_nextn_predict_layers > 0 {
+        names.extend(shared_copies(config));
+    }
+    if config.tie_word_embeddings {
+        names.push("lm_head.weight".to_string());
+    }
+    names
+}
+
+fn wrong_shape(entry: &Entry, expected: &[usize]) -> Option<String> {
+    (entry.shape != expected).then(|| {
+        format!(
+            "shape: `{}` is {:?} in the file, {expected:?} by config.json",
+            shown(&entry.name),
+            entry.shape
+        )
+    })
+}
+
+/// The opened files of a folder, and where each tensor is.
+pub(crate) struct Source {
+    dir: PathBuf,
+    shards: Vec<Reader>,
+    /// Tensor name to (file, index in it).
+    places: BTreeMap<String, (usize, usize)>,
+    /// What is wrong between the files themselves.
+    conflicts: Vec<String>,
+}
+
+impl Source {
+    pub fn open(dir: &Path) -> Result<Source, Error> {
+        let mut source = Source {
+            dir: dir.to_path_buf(),
+            shards: Vec::new(),
+            places: BTreeMap::new(),
+            conflicts: Vec::new(),
+        };
+        if exists(dir, "model.safetensors") {
+            source.add(dir, "model.safetensors")?;
+        } else if exists(dir, INDEX) {
+            let weight_map = read_index(dir)?;
+            let files: BTreeSet<&String> = weight_map.values().collect();
+            for file in files {
+                source.add(dir, file)?;
+            }
+            source.compare_with_index(&weight_map);
+        } else {
+            return Err(no_weights(dir));
+        }
+        Ok(source)
+    }
+
+    fn add(&mut self, dir: &Path, file: &str) -> Result<(), Error> {
+        let reader = Reader::new(open_inside(dir, file)?, &dir.join(file))?;
+        let shard = self.shards.len();
+        for (index, entry) in reader.entries.iter().enumerate() {
+            if let Some((first, _)) = self.places.insert(entry.name.clone(), (shard, index)) {
+                let (name, first) = (shown(&entry.name), self.shards[first].path.display());
+                self.conflicts
+                    .push(format!("twice: `{name}`, in {first} and in {file}"));
+            }
+        }
+        self.shards.push(reader);
+        Ok(())
+    }
+
+    fn compare_with_index(&mut self, weight_map: &BTreeMap<String, String>) {
+        for (name, file) in weight_map {
+            let Some(&(shard, _)) = self.places.get(name) else {
+                continue;
+            };
+            let found = &self.shards[shard].path;
+            if found.file_name().is_none_or(|found| found != file.as_str()) {
+                let (name, file) = (shown(name), shown(file));
+                self.conflicts.push(format!(
+                    "misplaced: `{name}` is in {}, {INDEX} says {file}",
+                    found.display()
+                ));
+            }
+        }
+    }
+
+    /// Compares the files with what the configuration needs.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with every difference, one line each.
+    pub fn check(&self, config: &Config, layout: &Layout) -> Result<(), Error> {
+        let differences = self.differences(config, layout);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Mismatch {
+            path: self.dir.clone(),
+            differences,
+        })
+    }
+
+    fn differences(&self, config: &Config, layout: &Layout) -> Vec<String> {
+        let mut lines = self.conflicts.clone();
+        let mut wanted: BTreeSet<String> = BTreeSet::new();
+        for spec in &layout.tensors {
+            wanted.insert(spec.name.clone());
+            let Some(entry) = self.entry(&spec.name) else {
+                lines.push(format!("missing: `{}` {:?}", spec.name, spec.shape));
+                continue;
+            };
+            lines.extend(wrong_shape(entry, &spec.shape));
+            if entry.dtype == FP8 {
+                wanted.insert(scale_name(&spec.name));
+                lines.extend(self.wrong_scales(config, spec));
+            } else if !is_float(&entry.dtype) {
+                lines.push(format!(
+                    "type: `{}` is {}, not F32, BF16, F16 or {FP8}",
+                    spec.name, entry.dtype
+                ));
+            }
+        }
+        for name in repeated(config) {
+            if let Some(entry) = self.entry(&name) {
+                let embedding = [config.vocab_size, config.hidden_size];
+                lines.extend(wrong_shape(entry, &embedding));
+                wanted.insert(name);
+            }
+        }
+        for name in self.places.keys().filter(|name| !wanted.contains(*name)) {
+            if let Some(entry) = self.entry(name)
+                && !name.ends_with("rotary_emb.inv_freq")
+            {
+                lines.push(format!("unexpected: `{}` {:?}", shown(name), entry.shape));
+            }
+        }
+        lines
+    }
+
+    /// What is wrong with the scales of an FP8 tensor.
+    fn wrong_scales(&self, config: &Config, spec: &TensorSpec) -> Option<String> {
+        let name = scale_name(&spec.name);
+        let Some(fp8) = config.fp8 else {
+            let message = "but config.json has no quantization_config";
+            return Some(format!("type: `{}` is {FP8}, {message}", spec.name));
+        };
+        let [rows, columns] = spec.shape[..] else {
+            return Some(format!("type: `{}` is {FP8}, but no matrix", spec.name));
+        };
+        let shape = [rows.div_ceil(fp8.block[0]), columns.div_ceil(fp8.block[1])];
+        let Some(entry) = self.entry(&name) else {
+            return Some(format!("missing: `{name}` {shape:?}"));
+        };
+        if !matches!(entry.dtype.as_str(), "F32" | "BF16" | "F8_E8M0") {
+            let dtype = shown(&entry.dtype);
+            return Some(format!(
+                "type: `{name}` is {dtype}, not F32, BF16 or F8_E8M0"
+            ));
+        }
+        wrong_shape(entry, &shape)
+    }
+
+    /// Whether a file holds a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.places.contains_key(name)
+    }
+
+    /// A tensor's description.
+    pub fn entry(&self, name: &str) -> Option<&Entry> {
+        let &(shard, index) = self.places.get(name)?;
+        Some(&self.shards[shard].entries[index])
+    }
+
+    /// The file of a tensor that is there.
+    pub fn reader(&self, name: &str) -> &Reader {
+        &self.shards[self.places[name].0]
+    }
+
+    /// Reads a tensor that [`Source::check`] found to fit, as f32.
+    pub fn read_f32(
+        &self,
+        config: &Config,
+        spec: &TensorSpec,
+        out: &mut [f32],
+    ) -> Result<(), Error> {
+        let (shard, index) = self.places[&spec.name];
+        let reader = &self.shards[shard];
+        if reader.entries[index].dtype != FP8 {
+            return reader.read_f32(index, out);
+        }
+        let (Some(fp8), [_, columns]) = (config.fp8, &spec.shape[..]) else {
+            unreachable!("checked against the configuration")
+        };
+        let (scales, block, columns) = (self.scales(spec)?, fp8.block, *columns);
+        let across = columns.div_ceil(block[1]);
+        let mut at = 0;
+        reader.stream(index, |bytes| {
+            for &bits in bytes {
+                let (row, column) = (at / columns, at % columns);
+                let scale = scales[row / block[0] * across + column / block[1]];
+                out[at] = e4m3_to_f32(bits) * scale;
+                at += 1;
+            }
+        })
+    }
+
+    /// The scales of an FP8 tensor, `[ceil(rows / block[0]), ceil(columns / block[1])]`.
+    pub fn scales(&self, spec: &TensorSpec) -> Result<Vec<f32>, Error> {
+        let (shard, index) = self.places[&scale_name(&spec.name)];
+        let reader = &self.shards[shard];
+        let entry = &reader.entries[index];
+        let mut scales = vec![0.0; entry.shape.iter().product()];
+        if entry.dtype == "F8_E8M0" {
+            let mut at = scales.iter_mut();
+            reader.stream(index, |bytes| {
+                for (scale, &bits) in at.by_ref().zip(bytes) {
+                    *scale = e8m0_to_f32(bits);
+                }
+            })?;
+        } else {
+            reader.read_f32(index, &mut scales)?;
+        }
+        Ok(scales)
+    }
+}
+
+fn exists(dir: &Path, name: &str) -> bool {
+    // A dangling link exists too: opening it then says what is wrong with it.
+    fs::symlink_metadata(dir.join(name)).is_ok()
+}
+
+fn read_index(dir: &Path) -> Result<BTreeMap<String, String>, Error> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let bytes = read_small_file(dir, INDEX, LARGEST_INDEX)?;
+    let path = dir.join(INDEX);
+    let index: Index = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::file(&path, format!("not a weight index: {error}")))?;
+    if index.weight_map.is_empty() {
+        return Err(Error::file(
+            &path,
+            "its weight_map is empty; fetch the file again",
+        ));
+    }
+    match index
+        .weight_map
+        .values()
+        .find(|file| !file.ends_with(".safetensors"))
+    {
+        None => Ok(index.weight_map),
+        Some(file) => {
+            let message = format!("`{}` is not a .safetensors file", shown(file));
+            Err(Error::file(&path, message))
+        }
+    }
+}
+
+/// Why a folder has no weights to read.
+fn no_weights(dir: &Path) -> Error {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Error::file(dir, "there is no such folder, or it may not be read");
+    };
+    let names: Vec<String> = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    let has = |endings: &[&str]| {
+        names
+            .iter()
+            .any(|n| endings.iter().any(|end| n.ends_with(end)))
+    };
+    if has(&[".bin", ".pt", ".pth", ".ckpt"]) {
+        let message = "holds only pickled weights, which can run code when opened and are never \
+                       read; convert them where you trust them: python3 -c \"from transformers \
+                       import AutoModelForCausalLM as M; \
+                       M.from_pretrained('IN').save_pretrained('OUT')\"";
+        return Error::file(dir, message);
+    }
+    if has(&[".gguf"]) {
+        return Error::file(
+            dir,
+            "holds GGUF weights, which are not supported yet, only safetensors",
+        );
+    }
+    Error::file(dir, format!("has neither model.safetensors nor {INDEX}"))
+}
