@@ -1,96 +1,43 @@
-"""DeepSeek-V3's forward pass written from the paper's formulas (arXiv 2412.19437, section 2.1).
+"""DeepSeek's attention and experts by the papers' formulas (arXiv 2405.04434 V2, 2412.19437 V3).
 
-This is the second, independent source of the golden files: plain torch over a dictionary of
-tensors under Hugging Face's names, in whatever dtype the dictionary holds (float64 for the
-goldens). It does on purpose what transformers does not: attention in the absorbed form, RoPE by
-complex multiplication, every expert applied to every token and weighted by a dense gate matrix.
-One document at a time, positions from 0, no cache, no padding.
+It does on purpose what transformers does not: attention in the absorbed form, RoPE by complex
+multiplication, every expert applied to every token and weighted by a dense gate matrix. Where the
+papers are silent DeepSeek's own code decides: `inference/model.py` of DeepSeek-V3 and
+`modeling_deepseek.py` of DeepSeek-V2.
 """
-
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
-NORM_EPS = (
-    1e-6  # DeepSeek uses 1e-6 in every RMSNorm; transformers fixes it for the two latent norms.
-)
+import ops
 
-
-def exact(x, weight):
-    """y = x W^T in the dtype of the inputs."""
-    return x @ weight.T
-
-
-def bf16_inputs(x, weight):
-    """y = x W^T with both inputs rounded to bf16 (nearest even) and the sum kept wide."""
-    return rounded(x) @ rounded(weight).T
-
-
-def rounded(x):
-    # By way of f32, because f32 is what a kernel would hold before it rounds.
-    return x.float().bfloat16().to(x.dtype)
-
-
-@dataclass
-class Precision:
-    """How each kind of product is computed; the router is always exact (f32 in every system)."""
-
-    linear: object = exact
-    head: object = exact
-    absorbed: bool = True
-
-
-@dataclass
-class Trace:
-    """What one document's forward pass leaves behind, layer by layer."""
-
-    hidden: list = field(default_factory=list)  # [tokens, hidden_size] after each layer
-    scores: list = field(default_factory=list)  # [tokens, n_routed_experts], MoE layers only
-    topk_indices: list = field(default_factory=list)  # [tokens, num_experts_per_tok], ascending
-    gates: list = field(default_factory=list)  # [tokens, n_routed_experts], zero where unselected
-    margins: list = field(default_factory=list)  # [tokens]: last selected minus first rejected
-
-
-def rms_norm(x, weight):
-    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + NORM_EPS) * weight
-
-
-def rope(x, cfg):
-    """Rotates x [tokens, heads, qk_rope_head_dim] by its token's position.
-
-    Interleaved (DeepSeek's own): pairs are (x0, x1), (x2, x3), ... Half-split: (x_i, x_{i + d/2}).
-    """
-    tokens, _, dim = x.shape
-    inverse = cfg["rope_theta"] ** (-torch.arange(0, dim, 2, dtype=x.dtype) / dim)
-    angle = torch.arange(tokens, dtype=x.dtype)[:, None] * inverse
-    turn = torch.polar(torch.ones_like(angle), angle)[:, None, :]
-    if cfg["rope_interleave"]:
-        pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], dim // 2, 2).contiguous())
-        return torch.view_as_real(pairs * turn).flatten(-2)
-    pairs = torch.complex(x[..., : dim // 2].contiguous(), x[..., dim // 2 :].contiguous()) * turn
-    return torch.cat([pairs.real, pairs.imag], dim=-1)
+# DeepSeek's RMSNorm has this by default, and its attention builds the two latent norms with the
+# default, whatever `rms_norm_eps` says.
+LATENT_NORM_EPS = 1e-6
 
 
 def attention(p, cfg, x, how):
-    """Multi-head latent attention (eq. 1-11), p already narrowed to `self_attn.`."""
+    """Multi-head latent attention (V3, eq. 1-11), p already narrowed to `self_attn.`."""
     tokens, heads = x.shape[0], cfg["num_attention_heads"]
     nope, rot, v_dim = cfg["qk_nope_head_dim"], cfg["qk_rope_head_dim"], cfg["v_head_dim"]
     rank = cfg["kv_lora_rank"]
+    eps = cfg.get("latent_norm_eps", LATENT_NORM_EPS)  # a variant's, to show that it matters
+    turns = ops.rope_turns(cfg, tokens, rot, x.dtype)
+    interleaved = cfg.get("rope_interleave", True)
     if cfg["q_lora_rank"] is None:
         q = how.linear(x, p["q_proj.weight"])
     else:
-        c_q = rms_norm(how.linear(x, p["q_a_proj.weight"]), p["q_a_layernorm.weight"])
+        c_q = ops.rms_norm(how.linear(x, p["q_a_proj.weight"]), p["q_a_layernorm.weight"], eps)
         q = how.linear(c_q, p["q_b_proj.weight"])
     q_nope, q_rope = q.view(tokens, heads, nope + rot).split([nope, rot], dim=-1)
-    q_rope = rope(q_rope, cfg)
+    q_rope = ops.rotate(q_rope, turns, interleaved)
 
     latent = how.linear(x, p["kv_a_proj_with_mqa.weight"])
-    c_kv = rms_norm(latent[:, :rank], p["kv_a_layernorm.weight"])
-    k_rope = rope(latent[:, None, rank:], cfg)[:, 0]
+    c_kv = ops.rms_norm(latent[:, :rank], p["kv_a_layernorm.weight"], eps)
+    k_rope = ops.rotate(latent[:, None, rank:], turns, interleaved)[:, 0]
     scores_rope = torch.einsum("qhr,kr->hqk", q_rope, k_rope)
-    scale = (nope + rot) ** -0.5
-    mask = torch.full((tokens, tokens), float("-inf"), dtype=x.dtype).triu(1)
+    scale = softmax_scale(cfg)
+    mask = ops.causal_mask(tokens, x.dtype)
 
     if how.absorbed:
         w = p["kv_b_proj.weight"].view(heads, nope + v_dim, rank)
@@ -108,67 +55,69 @@ def attention(p, cfg, x, how):
     return how.linear(out.reshape(tokens, heads * v_dim), p["o_proj.weight"])
 
 
-def mlp(p, prefix, x, how):
-    gate = how.linear(x, p[prefix + "gate_proj.weight"])
-    up = how.linear(x, p[prefix + "up_proj.weight"])
-    return how.linear(gate * torch.sigmoid(gate) * up, p[prefix + "down_proj.weight"])
+def softmax_scale(cfg):
+    """1 / sqrt(d), times YaRN's m(mscale_all_dim) twice: once for q and once for k."""
+    rope = ops.rope_settings(cfg)
+    scale = (cfg["qk_nope_head_dim"] + cfg["qk_rope_head_dim"]) ** -0.5
+    if rope["rope_type"] != "yarn":
+        return scale
+    return scale * ops.yarn_mscale(rope["factor"], rope.get("mscale_all_dim", 0.0)) ** 2
 
 
 def route(p, cfg, x, trace):
-    """Gates of eq. 12-16: the bias decides who is chosen, the plain affinity how much it counts."""
-    assert cfg["n_group"] == 1 and cfg["topk_group"] == 1, (
-        "group-limited routing is not written here"
-    )
+    """V3 eq. 12-16: the bias decides who is chosen, the plain affinity how much it counts.
+
+    V2 and Qwen3-MoE are the same with softmax for the sigmoid and without a bias.
+    """
     top_k = cfg["num_experts_per_tok"]
-    scores = torch.sigmoid(x @ p["mlp.gate.weight"].T)
-    biased = (scores + p["mlp.gate.e_score_correction_bias"]).detach()
-    ranked, order = biased.sort(dim=-1, descending=True, stable=True)
+    logits = x @ p["mlp.gate.weight"].T
+    sigmoid = cfg.get("scoring_func", "softmax") == "sigmoid"
+    scores = torch.sigmoid(logits) if sigmoid else F.softmax(logits, dim=-1)
+    choice = scores.detach()
+    if "mlp.gate.e_score_correction_bias" in p:
+        choice = choice + p["mlp.gate.e_score_correction_bias"]
+    choice, margin = within_best_groups(choice, cfg)
+    ranked, order = choice.sort(dim=-1, descending=True, stable=True)
     selected = torch.zeros_like(scores).scatter(1, order[:, :top_k], 1.0)
     gates = scores * selected
     if cfg["norm_topk_prob"]:
+        # DeepSeek-V2's code would then leave the factor below out; no release asks for both.
+        assert cfg["model_type"] != "deepseek_v2", "V2 with norm_topk_prob is not written here"
         gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
-    gates = gates * cfg["routed_scaling_factor"]
+    gates = gates * cfg.get("routed_scaling_factor", 1.0)
     trace.scores.append(scores)
     trace.topk_indices.append(order[:, :top_k].sort(dim=-1).values)
     trace.gates.append(gates)
-    trace.margins.append(ranked[:, top_k - 1] - ranked[:, top_k])
+    trace.margins.append(torch.minimum(ranked[:, top_k - 1] - ranked[:, top_k], margin))
     return gates
+
+
+def within_best_groups(choice, cfg):
+    """Experts outside the `topk_group` best groups drop out, and by how much a group got in.
+
+    A group's score is the sum of its two best (V3, `noaux_tc`) or its best (V2,
+    `group_limited_greedy`). Outside is minus infinity, as in `inference/model.py`: zero, as in
+    V2's `modeling_deepseek.py`, is the same only while every score inside is positive.
+    """
+    groups, kept = cfg.get("n_group") or 1, cfg.get("topk_group") or 1
+    if groups == 1 or cfg["topk_method"] == "greedy":
+        return choice, torch.full_like(choice[:, 0], float("inf"))
+    grouped = choice.view(len(choice), groups, -1)
+    best = 2 if cfg["topk_method"] == "noaux_tc" else 1
+    group_scores = grouped.sort(dim=-1, descending=True).values[..., :best].sum(-1)
+    ranked, order = group_scores.sort(dim=-1, descending=True, stable=True)
+    outside = torch.ones_like(group_scores).scatter(1, order[:, :kept], 0.0).bool()
+    outside_score = cfg.get("masked_with", float("-inf"))  # a variant's, to show that it matters
+    grouped = grouped.masked_fill(outside[..., None], outside_score)
+    return grouped.flatten(1), ranked[:, kept - 1] - ranked[:, kept]
 
 
 def moe(p, cfg, x, how, trace):
     gates = route(p, cfg, x, trace)
-    out = mlp(p, "mlp.shared_experts.", x, how)
-    for expert in range(cfg["n_routed_experts"]):
-        out = out + gates[:, expert : expert + 1] * mlp(p, f"mlp.experts.{expert}.", x, how)
+    out = ops.mlp(p, "mlp.shared_experts.", x, how) if cfg.get("n_shared_experts") else 0.0
+    for expert in range(gates.shape[1]):
+        out = out + gates[:, expert : expert + 1] * ops.mlp(p, f"mlp.experts.{expert}.", x, how)
     return out
-
-
-def narrowed(params, prefix):
-    return {name[len(prefix) :]: t for name, t in params.items() if name.startswith(prefix)}
-
-
-def forward(params, cfg, ids, how=Precision()):
-    """Logits [tokens, vocab_size] of one document, and its Trace."""
-    trace = Trace()
-    x = params["model.embed_tokens.weight"][ids]
-    for layer in range(cfg["num_hidden_layers"]):
-        p = narrowed(params, f"model.layers.{layer}.")
-        attended = rms_norm(x, p["input_layernorm.weight"])
-        x = x + attention(narrowed(p, "self_attn."), cfg, attended, how)
-        h = rms_norm(x, p["post_attention_layernorm.weight"])
-        dense = layer < cfg["first_k_dense_replace"]
-        x = x + (mlp(p, "mlp.", h, how) if dense else moe(p, cfg, h, how, trace))
-        trace.hidden.append(x)
-    x = rms_norm(x, params["model.norm.weight"])
-    return how.head(x, params["lm_head.weight"]), trace
-
-
-def next_token_loss(logits, documents):
-    """Cross-entropy summed over every position that has a next token, over the number of those."""
-    total = sum(
-        F.cross_entropy(out[:-1], ids[1:], reduction="sum") for out, ids in zip(logits, documents)
-    )
-    return total / sum(len(ids) - 1 for ids in documents)
 
 
 def balance_loss(traces, cfg, alpha, count_biased):

@@ -261,6 +261,7 @@ impl Config {
         }
         if let Some(moe) = &self.moe {
             moe.validate()?;
+            self.refuse_unclear_scaling(moe)?;
         }
         self.validate_token_ids()?;
         self.validate_size()
@@ -296,6 +297,18 @@ impl Config {
         }
         let message = format!("{} is odd; RoPE turns pairs", rotated.1);
         Err(Error::field(rotated.0, message))
+    }
+
+    /// DeepSeek-V2's code leaves out the scaling of weights that it normalises, copies of it do
+    /// not, and no published model has both: whichever were taken might be wrong.
+    fn refuse_unclear_scaling(&self, moe: &Moe) -> Result<(), Error> {
+        let clear = moe.num_experts_per_tok > 1 && moe.routed_scaling_factor == 1.0;
+        if self.architecture == Architecture::DeepseekV2 && moe.norm_topk_prob && !clear {
+            let message = "true with a routed_scaling_factor, or with one expert per token, is \
+                           not supported in deepseek_v2";
+            return Err(Error::field("norm_topk_prob", message));
+        }
+        Ok(())
     }
 
     fn validate_token_ids(&self) -> Result<(), Error> {

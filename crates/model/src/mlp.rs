@@ -213,15 +213,12 @@ impl<'a> Deref for Mlp<'a> {
 }
 
 impl Moe {
-    /// The router's rules. DeepSeek-V2 scales weights only where it does not normalise them
-    /// (`MoEGate.forward` of its `modeling_deepseek.py`).
+    /// The router's rules.
     fn routing(&self) -> Routing {
         let score = match self.topk_method {
             TopkMethod::GroupLimitedGreedy => GroupScore::Greatest,
             TopkMethod::NoauxTc | TopkMethod::Greedy => GroupScore::SumOfTwoGreatest,
         };
-        let is_v2 = self.scoring_func == ScoringFunc::Softmax;
-        let normalised = self.norm_topk_prob && self.num_experts_per_tok > 1;
         Routing {
             experts: self.n_routed_experts,
             top_k: self.num_experts_per_tok,
@@ -234,11 +231,8 @@ impl Moe {
                 kept: self.topk_group,
                 score,
             }),
-            norm_topk_prob: normalised || !is_v2 && self.norm_topk_prob,
-            scale: match is_v2 && normalised {
-                true => 1.0,
-                false => self.routed_scaling_factor as f32,
-            },
+            norm_topk_prob: self.norm_topk_prob,
+            scale: self.routed_scaling_factor as f32,
         }
     }
 }

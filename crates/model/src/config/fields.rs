@@ -328,6 +328,7 @@ impl Fields {
                 mscale: self.optional_number("mscale")?,
                 mscale_all_dim: self.optional_number("mscale_all_dim")?,
                 attention_factor: self.optional_number("attention_factor")?,
+                attn_factor: self.optional_number("attn_factor")?,
                 truncate: self.boolean("truncate", true)?,
             }),
             "llama3" => RopeScaling::Llama3(Llama3Scaling {

@@ -40,6 +40,9 @@ pub struct YarnScaling {
     pub mscale_all_dim: Option<f64>,
     /// Overrides the factor on cosine and sine.
     pub attention_factor: Option<f64>,
+    /// Multiplies it, as in YaRN's own code; DeepSeek-R1-0528-Qwen3-8B has it, and transformers
+    /// passes it over.
+    pub attn_factor: Option<f64>,
     /// Whether the range of the ramp is rounded to whole dimensions.
     pub truncate: bool,
 }
@@ -92,10 +95,13 @@ impl YarnScaling {
                 return Err(Error::field(field, message));
             }
         }
-        match self.attention_factor {
-            Some(factor) => positive("rope_scaling.attention_factor", factor),
-            None => Ok(()),
+        for (field, value) in [
+            ("rope_scaling.attention_factor", self.attention_factor),
+            ("rope_scaling.attn_factor", self.attn_factor),
+        ] {
+            positive(field, value.unwrap_or(1.0))?;
         }
+        Ok(())
     }
 
     /// 0.1 mscale ln(factor) + 1.
@@ -109,7 +115,7 @@ impl YarnScaling {
         if let Some(factor) = self.attention_factor {
             return factor;
         }
-        match (self.mscale, self.mscale_all_dim) {
+        let own = match (self.mscale, self.mscale_all_dim) {
             (mscale, all_dim) if is_deepseek => {
                 self.magnitude(mscale.unwrap_or(1.0)) / self.magnitude(all_dim.unwrap_or(0.0))
             }
@@ -117,7 +123,8 @@ impl YarnScaling {
                 self.magnitude(mscale) / self.magnitude(all_dim)
             }
             _ => self.magnitude(1.0),
-        }
+        };
+        own * self.attn_factor.unwrap_or(1.0)
     }
 
     /// Pairs that turn often within the original context keep their speed, pairs that turn less

@@ -192,6 +192,7 @@ impl Rope {
                     ("mscale", yarn.mscale),
                     ("mscale_all_dim", yarn.mscale_all_dim),
                     ("attention_factor", yarn.attention_factor),
+                    ("attn_factor", yarn.attn_factor),
                 ] {
                     if let Some(value) = value {
                         fields[field] = json!(value);
