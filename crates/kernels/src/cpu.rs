@@ -10,7 +10,7 @@ use crate::ops::{
     router::Routing,
 };
 use crate::pool::Pool;
-use crate::{Backend, Isa, PackedWeight, Precision};
+use crate::{Backend, Isa, Keep, PackedWeight, Precision, StoredMatrix};
 use std::sync::Mutex;
 
 /// Runs every op on this machine's cores.
@@ -47,6 +47,15 @@ impl Cpu {
 impl Backend for Cpu {
     fn pack(&self, weight: Mat, packed: &mut PackedWeight) {
         self.pack_weight(weight, packed);
+    }
+
+    fn store(
+        &self,
+        matrix: &StoredMatrix,
+        keep: Keep,
+        precision: Precision,
+    ) -> std::io::Result<PackedWeight> {
+        self.store_weight(matrix, keep, precision)
     }
 
     fn matmul_nt(&self, x: Mat, w: &PackedWeight, y: MatMut, add: bool) {
@@ -180,6 +189,10 @@ impl Backend for Cpu {
 
     fn embedding(&self, ids: &[u32], weight: &[f32], y: MatMut) {
         ops::embedding::embedding(self, ids, weight, y);
+    }
+
+    fn embedding_of(&self, ids: &[u32], weight: &PackedWeight, y: MatMut) {
+        self.embed(ids, weight, y);
     }
 
     fn embedding_backward(&self, ids: &[u32], dy: Mat, dweight: &mut [f32]) {

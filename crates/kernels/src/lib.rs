@@ -19,6 +19,7 @@
 //! activations are written, unless an `add` flag says otherwise. A weight is
 //! `[out_features, in_features]`, as in PyTorch.
 
+mod bytes;
 mod chance;
 mod cpu;
 mod gemm;
@@ -27,8 +28,11 @@ mod mat;
 pub mod math;
 mod ops;
 mod pool;
+mod quant;
 mod simd;
+mod stored;
 
+pub use bytes::{Bytes, MappedFile};
 pub use chance::{Chance, Purpose};
 pub use cpu::Cpu;
 pub use gemm::PackedWeight;
@@ -39,6 +43,7 @@ pub use ops::head::HeadGradient;
 pub use ops::optimizer::{AdamW, clip_factor};
 pub use ops::rope::{RopeAngles, RopeFrequencies};
 pub use ops::router::{ExpertGroups, GroupScore, Routing, Scoring};
+pub use stored::{BlockScales, Dtype, Keep, ReadAt, RowSource, StoredMatrix};
 
 /// What the operands of a matrix product are rounded to; sums are f32 always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +68,18 @@ pub trait Backend: Sync {
 
     /// Fills the panels of a weight from its rows, once per change of the weight.
     fn pack(&self, weight: Mat, packed: &mut PackedWeight);
+
+    /// Takes over a matrix `[out_features, in_features]` as a checkpoint stores it, in a form for
+    /// inference; `precision` is that of its products, whose bits do not depend on the form.
+    ///
+    /// # Errors
+    /// That of the matrix's reader.
+    fn store(
+        &self,
+        matrix: &StoredMatrix,
+        keep: Keep,
+        precision: Precision,
+    ) -> std::io::Result<PackedWeight>;
 
     /// y (+)= x wᵀ; x `[tokens, in_features]`, y `[tokens, out_features]`.
     fn matmul_nt(&self, x: Mat, w: &PackedWeight, y: MatMut, add: bool);
@@ -181,6 +198,9 @@ pub trait Backend: Sync {
 
     /// Row t of y = row `ids[t]` of weight `[vocab_size, hidden_size]`.
     fn embedding(&self, ids: &[u32], weight: &[f32], y: MatMut);
+
+    /// [`Backend::embedding`] from a weight in any form, as [`PackedWeight::read_row`] reads it.
+    fn embedding_of(&self, ids: &[u32], weight: &PackedWeight, y: MatMut);
 
     fn embedding_backward(&self, ids: &[u32], dy: Mat, dweight: &mut [f32]);
 

@@ -2,6 +2,7 @@
 
 use super::PANEL;
 use crate::simd::{LANES, Portable, Simd};
+use crate::stored::Widen;
 use crate::{Isa, Precision};
 
 /// Lanes of k per block: a panel block of 16 KiB stays in the first-level cache.
@@ -43,6 +44,20 @@ impl<S: Simd> Step<S> for Bf16 {
     unsafe fn step(acc: S::V, a: *const u32, b: *const u32) -> S::V {
         // SAFETY: as above.
         unsafe { S::dot_bf16(acc, a, b) }
+    }
+}
+
+/// Two steps of f32 at once, whose right operands are a pair of bf16.
+struct F32OfPairs;
+impl<S: Widen> Step<S> for F32OfPairs {
+    #[inline(always)]
+    unsafe fn step(acc: S::V, a: *const u32, b: *const u32) -> S::V {
+        // SAFETY: the caller vouches for two lanes at a and sixteen at b.
+        unsafe {
+            let [even, odd] = S::split_pairs(b);
+            let acc = S::fma(S::splat(*a.cast()), even, acc);
+            S::fma(S::splat(*a.add(1).cast()), odd, acc)
+        }
     }
 }
 
@@ -157,43 +172,51 @@ unsafe fn rows_tile<S: Simd, P: Step<S>>(
 
 pub(crate) type Item = unsafe fn(&Lanes, std::ops::Range<usize>, std::ops::Range<usize>);
 
+#[cfg(target_arch = "x86_64")]
+mod built {
+    use super::*;
+    use crate::simd::x86::{Avx2, Avx512, Avx512Bf16};
+    use std::ops::Range;
+    macro_rules! build {
+        ($name:ident, $features:literal, $simd:ty, $step:ty) => {
+            #[target_feature(enable = $features)]
+            pub unsafe fn $name(p: &Lanes, rows: Range<usize>, panels: Range<usize>) {
+                // SAFETY: the attribute above; operands by the caller.
+                unsafe { item::<$simd, $step>(p, rows, panels) }
+            }
+        };
+    }
+    build!(avx2_f32, "avx2,fma", Avx2, F32);
+    build!(avx2_bf16, "avx2,fma", Avx2, Bf16);
+    build!(
+        avx512_f32,
+        "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma",
+        Avx512,
+        F32
+    );
+    build!(
+        avx512_bf16,
+        "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma",
+        Avx512,
+        Bf16
+    );
+    build!(avx2_pairs, "avx2,fma", Avx2, F32OfPairs);
+    build!(
+        avx512_pairs,
+        "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma",
+        Avx512,
+        F32OfPairs
+    );
+    build!(
+        avx512bf16_bf16,
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma",
+        Avx512Bf16,
+        Bf16
+    );
+}
+
 /// The work-item function of an instruction set and precision.
 pub(crate) fn item_function(isa: Isa, precision: Precision) -> Item {
-    #[cfg(target_arch = "x86_64")]
-    mod built {
-        use super::*;
-        use crate::simd::x86::{Avx2, Avx512, Avx512Bf16};
-        use std::ops::Range;
-        macro_rules! build {
-            ($name:ident, $features:literal, $simd:ty, $step:ty) => {
-                #[target_feature(enable = $features)]
-                pub unsafe fn $name(p: &Lanes, rows: Range<usize>, panels: Range<usize>) {
-                    // SAFETY: the attribute above; operands by the caller.
-                    unsafe { item::<$simd, $step>(p, rows, panels) }
-                }
-            };
-        }
-        build!(avx2_f32, "avx2,fma", Avx2, F32);
-        build!(avx2_bf16, "avx2,fma", Avx2, Bf16);
-        build!(
-            avx512_f32,
-            "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma",
-            Avx512,
-            F32
-        );
-        build!(
-            avx512_bf16,
-            "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma",
-            Avx512,
-            Bf16
-        );
-        build!(
-            avx512bf16_bf16,
-            "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma",
-            Avx512Bf16,
-            Bf16
-        );
-    }
     match (isa, precision) {
         (Isa::Portable, Precision::F32) => item::<Portable, F32>,
         (Isa::Portable, Precision::Bf16) => item::<Portable, Bf16>,
@@ -207,6 +230,20 @@ pub(crate) fn item_function(isa: Isa, precision: Precision) -> Item {
         (Isa::Avx512, Precision::Bf16) => built::avx512_bf16,
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512Bf16, Precision::Bf16) => built::avx512bf16_bf16,
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => unreachable!("only the portable set exists here"),
+    }
+}
+
+/// The work-item function for products in f32 whose panels hold bf16 pairs: a lane of them takes
+/// two of `a`, which must follow each other.
+pub(super) fn pairs_function(isa: Isa) -> Item {
+    match isa {
+        Isa::Portable => item::<Portable, F32OfPairs>,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => built::avx2_pairs,
+        #[cfg(target_arch = "x86_64")]
+        _ => built::avx512_pairs,
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!("only the portable set exists here"),
     }
