@@ -25,6 +25,8 @@ pub(crate) enum Role {
     /// One head's rows of `kv_b_proj` that belong to its value.
     ValueUp,
     Head,
+    /// Rows are looked up, never multiplied.
+    Embedding,
 }
 
 impl Role {
@@ -32,7 +34,7 @@ impl Role {
     pub fn precision(self, numerics: Numerics) -> Precision {
         match self {
             Role::Router => Precision::F32,
-            Role::Head => numerics.head_precision,
+            Role::Head | Role::Embedding => numerics.head_precision,
             Role::Projection | Role::KeyUp | Role::ValueUp => numerics.precision,
         }
     }

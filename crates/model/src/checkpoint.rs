@@ -7,6 +7,7 @@ mod float;
 mod folder;
 mod positioned;
 mod publish;
+mod rows;
 mod safetensors;
 mod source;
 mod tensors;
@@ -18,6 +19,9 @@ pub use tensors::{NamedTensor, TensorData, read_tensors, write_tensors};
 pub use weights::{NonFinite, Weights, read_weights};
 
 pub(crate) use folder::read_small_file;
+pub(crate) use rows::{Counting, Expanded, TensorSource};
+pub(crate) use source::Source;
+pub(crate) use weights::read_folder;
 
 /// How [`write_folder`] stores the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

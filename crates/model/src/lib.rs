@@ -16,6 +16,7 @@ mod mla;
 mod mlp;
 mod model;
 mod mtp;
+mod open;
 mod params;
 
 pub use activations::Activations;
@@ -35,3 +36,4 @@ pub use layout::{
 };
 pub use model::{Loss, Model, Numerics, Targets};
 pub use mtp::MtpLoss;
+pub use open::{KeptWeights, Loading, Opened, Opening};

@@ -3,7 +3,7 @@
 use crate::activations::{Activations, Gradients};
 use crate::batch::{Batch, KvCache};
 use crate::block::{BlockWeights, Maker, Pass, Role, pack};
-use crate::checkpoint::{NonFinite, read_weights};
+use crate::checkpoint::{NonFinite, read_folder};
 use crate::config::Config;
 use crate::error::Error;
 use crate::layout::{Layout, MlpOffsets, TensorSpec};
@@ -40,6 +40,8 @@ pub struct Model {
     pub layout: Layout,
     pub numerics: Numerics,
     pub(crate) params: Params,
+    /// The input embedding where it is neither flat nor the head.
+    embed: Option<PackedWeight>,
     layers: Vec<BlockWeights>,
     pub(crate) mtp: Option<MtpWeights>,
     head: PackedWeight,
@@ -114,23 +116,19 @@ impl Model {
     ) -> Model {
         let layout = Layout::new(&config);
         assert_eq!(params.len(), layout.total_len, "weights of the layout");
-        let made = Model::make(
-            config,
-            layout,
-            numerics,
-            Params::Flat(params),
-            &mut Empty(numerics),
-        );
+        let params = Params::Flat(params);
+        let made = Model::make(config, layout, numerics, params, None, &mut Empty(numerics));
         let mut model = made.expect("empty weights need no file");
         model.pack(backend);
         model
     }
 
-    fn make(
+    pub(crate) fn make(
         config: Config,
         layout: Layout,
         numerics: Numerics,
         params: Params,
+        embed: Option<PackedWeight>,
         maker: &mut dyn Maker,
     ) -> Result<Model, Error> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
@@ -148,6 +146,7 @@ impl Model {
             layout,
             numerics,
             params,
+            embed,
             layers,
             mtp,
             head,
@@ -163,8 +162,7 @@ impl Model {
         numerics: Numerics,
         backend: &dyn Backend,
     ) -> Result<(Model, Vec<NonFinite>), Error> {
-        let config = Config::read(dir)?;
-        let weights = read_weights(dir, &config, &Layout::new(&config))?;
+        let (config, weights) = read_folder(dir)?;
         let model = Model::from_params(config, weights.data, numerics, backend);
         Ok((model, weights.non_finite))
     }
@@ -209,8 +207,15 @@ impl Model {
 
     /// Rows of the input embedding.
     pub(crate) fn embed(&self, backend: &dyn Backend, token_ids: &[u32], to: &mut [f32]) {
-        let embed = self.params.get(&self.layout.embed_tokens);
-        backend.embedding(token_ids, embed, MatMut::new(to, self.config.hidden_size));
+        let to = MatMut::new(to, self.config.hidden_size);
+        match (&self.params, &self.embed) {
+            (Params::Flat(all), _) => {
+                backend.embedding(token_ids, &all[self.layout.embed_tokens.clone()], to);
+            }
+            (Params::Vectors(_), embed) => {
+                backend.embedding_of(token_ids, embed.as_ref().unwrap_or(&self.head), to);
+            }
+        }
     }
 
     /// Hidden states of every token, after the final norm. With a cache, the latents of the batch

@@ -3,14 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::float::{e4m3_to_f32, e8m0_to_f32};
 use super::folder::{open_inside, read_small_file};
+use super::rows::{FilePart, TensorRows, TensorSource};
 use super::safetensors::{Entry, Reader, is_float};
 use crate::config::Config;
 use crate::error::{Error, shown};
 use crate::layout::{Layout, TensorSpec};
-use crate::mtp::shared_copies;
+use crate::mtp::{is_mtp, shared_copies};
+use kernels::{BlockScales, Bytes, Dtype, MappedFile};
 
 const INDEX: &str = "model.safetensors.index.json";
 const LARGEST_INDEX: u64 = 64 << 20;
@@ -48,6 +51,8 @@ fn wrong_shape(entry: &Entry, expected: &[usize]) -> Option<String> {
 pub(crate) struct Source {
     dir: PathBuf,
     shards: Vec<Reader>,
+    /// The same files mapped, or none.
+    maps: Vec<Bytes>,
     /// Tensor name to (file, index in it).
     places: BTreeMap<String, (usize, usize)>,
     /// What is wrong between the files themselves.
@@ -59,6 +64,7 @@ impl Source {
         let mut source = Source {
             dir: dir.to_path_buf(),
             shards: Vec::new(),
+            maps: Vec::new(),
             places: BTreeMap::new(),
             conflicts: Vec::new(),
         };
@@ -107,19 +113,32 @@ impl Source {
         }
     }
 
-    /// Compares the files with what the configuration needs.
+    /// Maps every file, for [`TensorRows::mapped`].
     ///
     /// # Errors
-    /// [`Error::Mismatch`] with every difference, one line each.
-    pub fn check(&self, config: &Config, layout: &Layout) -> Result<(), Error> {
-        let differences = self.differences(config, layout);
-        if differences.is_empty() {
-            return Ok(());
+    /// [`Error::File`] if the system refuses.
+    pub fn map(&mut self) -> Result<(), Error> {
+        for reader in &self.shards {
+            let map = MappedFile::new(&reader.file).map_err(|error| {
+                let message = format!("cannot be mapped: {error}; read it instead");
+                Error::file(&reader.path, message)
+            })?;
+            self.maps.push(Bytes::from(map));
         }
-        Err(Error::Mismatch {
-            path: self.dir.clone(),
-            differences,
-        })
+        Ok(())
+    }
+
+    /// Programs that do not know multi-token prediction save a model without its tensors and leave
+    /// the field in config.json: then there is none.
+    pub fn leave_out_absent_mtp(&self, config: &mut Config) {
+        if config.num_nextn_predict_layers == 0 {
+            return;
+        }
+        let layout = Layout::new(config);
+        let mut own = layout.tensors.iter().filter(|spec| is_mtp(config, spec));
+        if own.all(|spec| self.entry(&spec.name).is_none()) {
+            config.num_nextn_predict_layers = 0;
+        }
     }
 
     fn differences(&self, config: &Config, layout: &Layout) -> Vec<String> {
@@ -182,29 +201,87 @@ impl Source {
         wrong_shape(entry, &shape)
     }
 
-    /// Whether a file holds a tensor of this name.
-    pub fn has(&self, name: &str) -> bool {
-        self.places.contains_key(name)
-    }
-
     /// A tensor's description.
-    pub fn entry(&self, name: &str) -> Option<&Entry> {
+    pub(super) fn entry(&self, name: &str) -> Option<&Entry> {
         let &(shard, index) = self.places.get(name)?;
         Some(&self.shards[shard].entries[index])
     }
 
-    /// The file of a tensor that is there.
-    pub fn reader(&self, name: &str) -> &Reader {
-        &self.shards[self.places[name].0]
+    /// The scales of an FP8 tensor, `[ceil(rows / block[0]), ceil(columns / block[1])]`.
+    fn scales(&self, spec: &TensorSpec) -> Result<Vec<f32>, Error> {
+        let (shard, index) = self.places[&scale_name(&spec.name)];
+        let reader = &self.shards[shard];
+        let entry = &reader.entries[index];
+        let mut scales = vec![0.0; entry.shape.iter().product()];
+        if entry.dtype == "F8_E8M0" {
+            let mut at = scales.iter_mut();
+            reader.stream(index, |bytes| {
+                for (scale, &bits) in at.by_ref().zip(bytes) {
+                    *scale = e8m0_to_f32(bits);
+                }
+            })?;
+        } else {
+            reader.read_f32(index, &mut scales)?;
+        }
+        Ok(scales)
+    }
+}
+
+impl TensorSource for Source {
+    fn check(&self, config: &Config, layout: &Layout) -> Result<(), Error> {
+        let differences = self.differences(config, layout);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Mismatch {
+            path: self.dir.clone(),
+            differences,
+        })
     }
 
-    /// Reads a tensor that [`Source::check`] found to fit, as f32.
-    pub fn read_f32(
+    fn rows(
         &self,
         config: &Config,
         spec: &TensorSpec,
-        out: &mut [f32],
-    ) -> Result<(), Error> {
+        first_row: usize,
+        rows: usize,
+    ) -> Result<TensorRows<'_>, Error> {
+        let (shard, index) = self.places[&spec.name];
+        let reader = &self.shards[shard];
+        let entry = &reader.entries[index];
+        let dtype = match entry.dtype.as_str() {
+            "F32" => Dtype::F32,
+            "BF16" => Dtype::Bf16,
+            "F16" => Dtype::F16,
+            FP8 => Dtype::F8E4m3,
+            other => unreachable!("{other} was refused before"),
+        };
+        let row_bytes = spec.shape[1..].iter().product::<usize>() * dtype.bytes();
+        let offset = entry.start + (first_row * row_bytes) as u64;
+        let scales = match (dtype, config.fp8) {
+            (Dtype::F8E4m3, Some(fp8)) => Some(BlockScales {
+                block: fp8.block,
+                values: Arc::from(self.scales(spec)?),
+            }),
+            _ => None,
+        };
+        let mapped = self.maps.get(shard).map(|map| {
+            let start = offset as usize;
+            map.slice(start..start + rows * row_bytes)
+        });
+        Ok(TensorRows {
+            dtype,
+            reader: Box::new(FilePart {
+                file: &reader.file,
+                offset,
+            }),
+            mapped,
+            scales,
+            first_row,
+        })
+    }
+
+    fn read_f32(&self, config: &Config, spec: &TensorSpec, out: &mut [f32]) -> Result<(), Error> {
         let (shard, index) = self.places[&spec.name];
         let reader = &self.shards[shard];
         if reader.entries[index].dtype != FP8 {
@@ -226,23 +303,12 @@ impl Source {
         })
     }
 
-    /// The scales of an FP8 tensor, `[ceil(rows / block[0]), ceil(columns / block[1])]`.
-    pub fn scales(&self, spec: &TensorSpec) -> Result<Vec<f32>, Error> {
-        let (shard, index) = self.places[&scale_name(&spec.name)];
-        let reader = &self.shards[shard];
-        let entry = &reader.entries[index];
-        let mut scales = vec![0.0; entry.shape.iter().product()];
-        if entry.dtype == "F8_E8M0" {
-            let mut at = scales.iter_mut();
-            reader.stream(index, |bytes| {
-                for (scale, &bits) in at.by_ref().zip(bytes) {
-                    *scale = e8m0_to_f32(bits);
-                }
-            })?;
-        } else {
-            reader.read_f32(index, &mut scales)?;
-        }
-        Ok(scales)
+    fn stored_bytes(&self, name: &str) -> u64 {
+        self.entry(name).map_or(0, |entry| entry.bytes)
+    }
+
+    fn file_of(&self, name: &str) -> &Path {
+        &self.shards[self.places[name].0].path
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::WeightDtype;
 use super::float::f32_to_bf16;
+use super::rows::TensorSource;
 use super::safetensors::{Planned, float_bytes, header};
 use super::source::Source;
 use crate::config::Config;
@@ -25,7 +26,7 @@ pub struct Weights {
 }
 
 /// How many values of a tensor are not finite.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NonFinite {
     pub tensor: String,
     pub nan: usize,
@@ -80,14 +81,34 @@ pub fn read_weights(dir: &Path, config: &Config, layout: &Layout) -> Result<Weig
         config.num_hidden_layers,
         "layout of another configuration"
     );
+    read_source(&Source::open(dir)?, config, layout, dir)
+}
+
+/// Reads a folder's configuration and weights.
+///
+/// # Errors
+/// As [`Config::read`] and [`read_weights`].
+pub(crate) fn read_folder(dir: &Path) -> Result<(Config, Weights), Error> {
+    let mut config = Config::read(dir)?;
     let source = Source::open(dir)?;
+    source.leave_out_absent_mtp(&mut config);
+    let weights = read_source(&source, &config, &Layout::new(&config), dir)?;
+    Ok((config, weights))
+}
+
+fn read_source(
+    source: &Source,
+    config: &Config,
+    layout: &Layout,
+    dir: &Path,
+) -> Result<Weights, Error> {
     source.check(config, layout)?;
     let mut data = allocate(dir, layout.total_len)?;
     let mut non_finite = Vec::new();
     for spec in &layout.tensors {
         let out = &mut data[spec.range()];
         source.read_f32(config, spec, out)?;
-        non_finite.extend(count_non_finite(spec, out));
+        non_finite.extend(NonFinite::count(spec, out));
     }
     Ok(Weights {
         data,
@@ -110,14 +131,17 @@ fn allocate(dir: &Path, len: usize) -> Result<Vec<f32>, Error> {
     Ok(data)
 }
 
-fn count_non_finite(spec: &TensorSpec, values: &[f32]) -> Option<NonFinite> {
-    let bad = values.iter().filter(|value| !value.is_finite()).count();
-    let nan = values.iter().filter(|value| value.is_nan()).count();
-    (bad > 0).then(|| NonFinite {
-        tensor: spec.name.clone(),
-        nan,
-        infinite: bad - nan,
-    })
+impl NonFinite {
+    /// What a tensor holds of them, if anything.
+    pub(crate) fn count(spec: &TensorSpec, values: &[f32]) -> Option<NonFinite> {
+        let bad = values.iter().filter(|value| !value.is_finite()).count();
+        let nan = values.iter().filter(|value| value.is_nan()).count();
+        (bad > 0).then(|| NonFinite {
+            tensor: spec.name.clone(),
+            nan,
+            infinite: bad - nan,
+        })
+    }
 }
 
 /// `model.safetensors` as it will be written.

@@ -1,0 +1,184 @@
+//! Rows of a tensor as products take them over, wherever they lie.
+
+use super::float::e4m3_to_f32;
+use super::positioned::read_exact_at;
+use super::weights::NonFinite;
+use crate::config::Config;
+use crate::error::Error;
+use crate::layout::{Layout, TensorSpec};
+use kernels::{BlockScales, Bytes, Dtype, ReadAt};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A checkpoint whose tensors can be read by their Hugging Face names, in any order.
+pub(crate) trait TensorSource: Sync {
+    /// Compares what is there with what the configuration needs.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with every difference, one line each.
+    fn check(&self, config: &Config, layout: &Layout) -> Result<(), Error>;
+
+    /// Rows `first_row..first_row + rows` of a matrix that was checked.
+    ///
+    /// # Errors
+    /// The scales of the tensor cannot be read.
+    fn rows(
+        &self,
+        config: &Config,
+        spec: &TensorSpec,
+        first_row: usize,
+        rows: usize,
+    ) -> Result<TensorRows<'_>, Error>;
+
+    /// Reads a whole tensor that was checked, as f32.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn read_f32(&self, config: &Config, spec: &TensorSpec, out: &mut [f32]) -> Result<(), Error>;
+
+    /// Bytes of a tensor in its file; 0 if it is not there.
+    fn stored_bytes(&self, name: &str) -> u64;
+
+    /// The file that holds a tensor.
+    fn file_of(&self, name: &str) -> &Path;
+}
+
+/// Rows of a matrix, one after the other.
+pub(crate) struct TensorRows<'a> {
+    pub dtype: Dtype,
+    /// The first row begins at offset 0.
+    pub reader: Box<dyn ReadAt + 'a>,
+    /// The same bytes, where their file is mapped.
+    pub mapped: Option<Bytes>,
+    /// Of the whole tensor; `first_row` is where these rows are in it.
+    pub scales: Option<BlockScales>,
+    pub first_row: usize,
+}
+
+/// A part of a file.
+pub(crate) struct FilePart<'a> {
+    pub file: &'a File,
+    pub offset: u64,
+}
+
+impl ReadAt for FilePart<'_> {
+    fn read_at(&self, offset: usize, out: &mut [u8]) -> io::Result<()> {
+        read_exact_at(self.file, out, self.offset + offset as u64)
+    }
+}
+
+/// FP8 with its scales, read as f32: for rows that do not begin where a block does.
+pub(crate) struct Expanded<'a> {
+    pub codes: &'a dyn ReadAt,
+    pub scales: &'a BlockScales,
+    pub first_row: usize,
+    pub cols: usize,
+}
+
+impl ReadAt for Expanded<'_> {
+    fn read_at(&self, offset: usize, out: &mut [u8]) -> io::Result<()> {
+        let (values, _) = out.as_chunks_mut::<4>();
+        let mut codes = vec![0; values.len()];
+        self.codes.read_at(offset / 4, &mut codes)?;
+        let [height, width] = self.scales.block;
+        let across = self.cols.div_ceil(width);
+        for (i, (value, &code)) in values.iter_mut().zip(&codes).enumerate() {
+            let at = offset / 4 + i;
+            let (row, column) = (self.first_row + at / self.cols, at % self.cols);
+            let scale = self.scales.values[row / height * across + column / width];
+            *value = (e4m3_to_f32(code) * scale).to_le_bytes();
+        }
+        Ok(())
+    }
+}
+
+/// Counts the values that are not finite as they pass.
+pub(crate) struct Counting<'a> {
+    inner: &'a dyn ReadAt,
+    dtype: Dtype,
+    nan: AtomicUsize,
+    infinite: AtomicUsize,
+}
+
+impl<'a> Counting<'a> {
+    pub fn new(inner: &'a dyn ReadAt, dtype: Dtype) -> Counting<'a> {
+        Counting {
+            inner,
+            dtype,
+            nan: AtomicUsize::new(0),
+            infinite: AtomicUsize::new(0),
+        }
+    }
+
+    /// What was found, if anything.
+    pub fn found(&self, tensor: &str) -> Option<NonFinite> {
+        let (nan, infinite) = (
+            self.nan.load(Ordering::Relaxed),
+            self.infinite.load(Ordering::Relaxed),
+        );
+        (nan + infinite > 0).then(|| NonFinite {
+            tensor: tensor.to_string(),
+            nan,
+            infinite,
+        })
+    }
+}
+
+impl ReadAt for Counting<'_> {
+    fn read_at(&self, offset: usize, out: &mut [u8]) -> io::Result<()> {
+        self.inner.read_at(offset, out)?;
+        let [nan, infinite] = non_finite(self.dtype, out);
+        if nan + infinite > 0 {
+            self.nan.fetch_add(nan, Ordering::Relaxed);
+            self.infinite.fetch_add(infinite, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// How many elements are NaN, and how many infinite.
+fn non_finite(dtype: Dtype, bytes: &[u8]) -> [usize; 2] {
+    /// Exponent all ones: infinite with an empty mantissa, else NaN.
+    fn count<T: Copy + Ord>(values: impl Iterator<Item = T> + Clone, infinity: T) -> [usize; 2] {
+        // The common case is one pass that the compiler vectorises.
+        if values.clone().all(|magnitude| magnitude < infinity) {
+            return [0, 0];
+        }
+        let nan = values.clone().filter(|&magnitude| magnitude > infinity);
+        let infinite = values.clone().filter(|&magnitude| magnitude == infinity);
+        [nan.count(), infinite.count()]
+    }
+    let halves = bytes.as_chunks::<2>().0.iter();
+    let halves = halves.map(|two| u16::from_le_bytes(*two) & 0x7fff);
+    match dtype {
+        Dtype::F32 => {
+            let words = bytes.as_chunks::<4>().0.iter();
+            let words = words.map(|four| u32::from_le_bytes(*four) & 0x7fff_ffff);
+            count(words, 0x7f80_0000)
+        }
+        Dtype::Bf16 => count(halves, 0x7f80),
+        Dtype::F16 => count(halves, 0x7c00),
+        Dtype::F8E4m3 => [bytes.iter().filter(|&&b| b & 0x7f == 0x7f).count(), 0],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_are_not_finite_are_counted_by_kind() {
+        let values = [1.0, f32::NAN, f32::INFINITY, -f32::INFINITY, -0.0, f32::MAX];
+        let f32s: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(non_finite(Dtype::F32, &f32s), [1, 2]);
+        let bf16: Vec<u8> = f32s.chunks(4).flat_map(|four| four[2..].to_vec()).collect();
+        assert_eq!(non_finite(Dtype::Bf16, &bf16), [1, 2]);
+        let f16 = values.map(half::f16::from_f32);
+        let f16: Vec<u8> = f16.iter().flat_map(|v| v.to_le_bytes()).collect();
+        // The greatest f32 is infinite in f16.
+        assert_eq!(non_finite(Dtype::F16, &f16), [1, 3]);
+        assert_eq!(non_finite(Dtype::F8E4m3, &[0x7f, 0xff, 0x7e, 0x80]), [2, 0]);
+    }
+}

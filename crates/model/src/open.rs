@@ -1,0 +1,260 @@
+//! Opening a checkpoint for inference: matrices in the form that products read, nothing twice.
+
+use crate::block::{Maker, Role};
+use crate::checkpoint::{Counting, Expanded, NonFinite, Source, TensorSource};
+use crate::config::Config;
+use crate::error::{Error, shown};
+use crate::layout::{Layout, TensorSpec};
+use crate::model::{Model, Numerics};
+use crate::params::{Params, Vectors};
+use kernels::{Backend, Dtype, Keep, PackedWeight, RowSource, StoredMatrix};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+/// How the weights of an opened model are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeptWeights {
+    /// In the type of the file: bf16, f32, or FP8 with its scales.
+    #[default]
+    AsStored,
+    /// Rounded to bf16 where the file has more; FP8 expanded.
+    Bf16,
+    /// Eight bits in blocks of 32, which rounds; the router and the latent's projections stay.
+    Q8,
+    /// Four bits in blocks of 32.
+    Q4,
+}
+
+/// Where the bytes of an opened model are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Loading {
+    /// In memory of this process, whatever happens to the file.
+    #[default]
+    Read,
+    /// In the mapped file: pages come when they are touched and may go again, so a model larger
+    /// than memory opens. The file must not change meanwhile.
+    Map,
+}
+
+/// How to open a model for inference.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    pub numerics: Numerics,
+    pub weights: KeptWeights,
+    pub loading: Loading,
+    /// Whether multi-token prediction is opened too, where the checkpoint has it.
+    pub mtp: bool,
+}
+
+/// A model opened for inference, and what was found on the way.
+pub struct Opened {
+    pub model: Model,
+    /// Not looked for in a mapped file.
+    pub non_finite: Vec<NonFinite>,
+    /// Bytes of weights in memory or mapped.
+    pub weight_bytes: usize,
+}
+
+impl Model {
+    /// Opens a Hugging Face folder for inference. `progress` is told bytes read and bytes in all.
+    ///
+    /// # Errors
+    /// What is missing, mis-shaped or unreadable, by file and tensor.
+    pub fn open_for_inference(
+        dir: &Path,
+        opening: Opening,
+        backend: &dyn Backend,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Opened, Error> {
+        let mut config = Config::read(dir)?;
+        let mut source = Source::open(dir)?;
+        source.leave_out_absent_mtp(&mut config);
+        source.check(&config, &Layout::new(&config))?;
+        if opening.loading == Loading::Map {
+            source.map()?;
+        }
+        if !opening.mtp {
+            config.num_nextn_predict_layers = 0;
+        }
+        let layout = Layout::new(&config);
+        Loader::new(&config, &layout, &source, opening, backend, progress).load()
+    }
+}
+
+/// Reads the tensors of a checkpoint one after the other.
+struct Loader<'a> {
+    config: &'a Config,
+    layout: &'a Layout,
+    source: &'a dyn TensorSource,
+    opening: Opening,
+    backend: &'a dyn Backend,
+    progress: &'a mut dyn FnMut(u64, u64),
+    read: u64,
+    total: u64,
+    weight_bytes: usize,
+    non_finite: BTreeMap<String, NonFinite>,
+}
+
+impl<'a> Loader<'a> {
+    fn new(
+        config: &'a Config,
+        layout: &'a Layout,
+        source: &'a dyn TensorSource,
+        opening: Opening,
+        backend: &'a dyn Backend,
+        progress: &'a mut dyn FnMut(u64, u64),
+    ) -> Loader<'a> {
+        let bytes = layout
+            .tensors
+            .iter()
+            .map(|spec| source.stored_bytes(&spec.name));
+        Loader {
+            total: bytes.sum(),
+            config,
+            layout,
+            source,
+            opening,
+            backend,
+            progress,
+            read: 0,
+            weight_bytes: 0,
+            non_finite: BTreeMap::new(),
+        }
+    }
+
+    fn load(mut self) -> Result<Opened, Error> {
+        let params = Params::Vectors(self.vectors()?);
+        self.weight_bytes += params.bytes();
+        let embed = self.embedding()?;
+        let (config, layout) = (self.config.clone(), self.layout.clone());
+        let numerics = self.opening.numerics;
+        let model = Model::make(config, layout, numerics, params, embed, &mut self)?;
+        Ok(Opened {
+            model,
+            non_finite: self.non_finite.into_values().collect(),
+            weight_bytes: self.weight_bytes,
+        })
+    }
+
+    /// Norms and biases.
+    fn vectors(&mut self) -> Result<Vectors, Error> {
+        let mut vectors = Vectors::default();
+        let layout = self.layout;
+        for spec in layout.tensors.iter().filter(|spec| spec.shape.len() == 1) {
+            let values = vectors.push(&spec.range());
+            self.source.read_f32(self.config, spec, values)?;
+            if let Some(found) = NonFinite::count(spec, values) {
+                self.non_finite.insert(spec.name.clone(), found);
+            }
+            self.count_read(spec);
+        }
+        Ok(vectors)
+    }
+
+    /// The input embedding, whose rows are looked up; `None` where the head serves for it.
+    fn embedding(&mut self) -> Result<Option<PackedWeight>, Error> {
+        if self.config.tie_word_embeddings {
+            return Ok(None);
+        }
+        let range = self.layout.embed_tokens.clone();
+        let shape = [self.config.vocab_size, self.config.hidden_size];
+        self.take_over(range, shape, Role::Embedding).map(Some)
+    }
+
+    fn count_read(&mut self, spec: &TensorSpec) {
+        self.read += self.source.stored_bytes(&spec.name);
+        (self.progress)(self.read, self.total);
+    }
+
+    /// The form for a matrix of some type and role.
+    fn keep(&self, role: Role, dtype: Dtype, mapped: bool) -> Keep {
+        let few_bits = matches!(self.opening.weights, KeptWeights::Q8 | KeptWeights::Q4);
+        let as_stored = match self.opening.weights {
+            KeptWeights::AsStored => true,
+            _ => dtype == Dtype::Bf16,
+        };
+        match role {
+            Role::Embedding => Keep::Rows,
+            Role::Projection | Role::Head if few_bits => match self.opening.weights {
+                KeptWeights::Q8 => Keep::Q8,
+                _ => Keep::Q4,
+            },
+            _ if mapped && as_stored => Keep::Rows,
+            // Its bytes are kept, and expanded as products touch them.
+            Role::Projection if dtype == Dtype::F8E4m3 && as_stored => Keep::Rows,
+            Role::KeyUp => Keep::PanelsTransposed,
+            _ => Keep::Panels,
+        }
+    }
+
+    /// Takes over a tensor, or some rows of it.
+    fn take_over(
+        &mut self,
+        range: Range<usize>,
+        [rows, cols]: [usize; 2],
+        role: Role,
+    ) -> Result<PackedWeight, Error> {
+        let spec = self.layout.tensor_at(&range);
+        let first_row = (range.start - spec.offset) / cols;
+        let found = self.source.rows(self.config, spec, first_row, rows)?;
+        let counting = Counting::new(&*found.reader, found.dtype);
+        // Rows of one head begin anywhere in a block.
+        let expanded = match (&found.scales, role) {
+            (Some(scales), Role::KeyUp | Role::ValueUp) => Some(Expanded {
+                codes: &counting,
+                scales,
+                first_row: found.first_row,
+                cols,
+            }),
+            _ => None,
+        };
+        let keep = self.keep(
+            role,
+            found.dtype,
+            found.mapped.is_some() && expanded.is_none(),
+        );
+        let matrix = StoredMatrix {
+            rows,
+            cols,
+            dtype: expanded.as_ref().map_or(found.dtype, |_| Dtype::F32),
+            source: match (&expanded, &found.mapped) {
+                (Some(expanded), _) => RowSource::Reader(expanded),
+                (None, Some(bytes)) if keep == Keep::Rows => RowSource::Memory(bytes.clone()),
+                (None, _) => RowSource::Reader(&counting),
+            },
+            scales: match expanded {
+                Some(_) => None,
+                None => found.scales.clone(),
+            },
+        };
+        let precision = role.precision(self.opening.numerics);
+        let stored = self.backend.store(&matrix, keep, precision);
+        let weight = stored.map_err(|error| {
+            let message = format!("tensor `{}` cannot be read: {error}", shown(&spec.name));
+            Error::file(self.source.file_of(&spec.name), message)
+        })?;
+        if let Some(found) = counting.found(&spec.name) {
+            let sum = self.non_finite.entry(spec.name.clone()).or_default();
+            sum.tensor = found.tensor;
+            sum.nan += found.nan;
+            sum.infinite += found.infinite;
+        }
+        self.weight_bytes += weight.bytes();
+        if range.end == spec.offset + spec.len {
+            self.count_read(spec);
+        }
+        Ok(weight)
+    }
+}
+
+impl Maker for Loader<'_> {
+    fn weight(
+        &mut self,
+        range: Range<usize>,
+        shape: [usize; 2],
+        role: Role,
+    ) -> Result<PackedWeight, Error> {
+        self.take_over(range, shape, role)
+    }
+}
