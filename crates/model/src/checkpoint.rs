@@ -3,7 +3,7 @@
 //! Everything read is taken for hostile: it is parsed, then validated, then allocated for, in that
 //! order. Everything written is written beside its place, synced and renamed.
 
-mod float;
+pub(crate) mod float;
 mod folder;
 mod positioned;
 mod publish;

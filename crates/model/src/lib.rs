@@ -10,6 +10,7 @@ mod block;
 mod checkpoint;
 mod config;
 mod error;
+pub mod gguf;
 mod gqa;
 mod layout;
 mod mla;

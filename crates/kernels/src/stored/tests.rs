@@ -208,6 +208,65 @@ fn every_form_multiplies_as_panels_packed_from_f32_bit_for_bit() {
     }
 }
 
+/// The halves of a last pair that no k fills meet a zero of the other operand, so only an infinity
+/// there can show.
+#[test]
+fn an_infinity_stays_in_its_own_row() {
+    let machines = machines();
+    let oracle = Cpu::new(1, Isa::Portable);
+    for dtype in DTYPES {
+        let mut example = Example::new(21, (35, 33, [1, 4]), dtype);
+        let mut bytes = example.bytes.as_slice().to_vec();
+        // The elements beside the end of an odd row, and of the last one of an odd number.
+        for at in [2 * 33, 34 * 33] {
+            let infinity: &[u8] = match dtype {
+                Dtype::F32 => &[0, 0, 0x80, 0x7f],
+                Dtype::Bf16 => &[0x80, 0x7f],
+                Dtype::F16 => &[0, 0x7c],
+                // Infinite is its scale.
+                Dtype::F8E4m3 => &[0x31],
+            };
+            bytes[at * infinity.len()..][..infinity.len()].copy_from_slice(infinity);
+            example.values[at] = f32::INFINITY;
+        }
+        example.bytes = Bytes::from(bytes);
+        if let Some(scales) = &mut example.scales {
+            let mut values = scales.values.to_vec();
+            (values[2 * 9], values[34 * 9]) = (f32::INFINITY, f32::INFINITY);
+            scales.values = values.into();
+            for row in [2 * 33, 34 * 33] {
+                for at in row + 1..row + 4 {
+                    let element = finite(dtype, example.bytes.as_slice()[at].into());
+                    example.values[at] = element.expect("finite") * f32::INFINITY;
+                }
+            }
+        }
+        for precision in PRECISIONS {
+            let packed = example.packed(&oracle, precision);
+            for (transposed, panels) in [(true, Keep::Panels), (false, Keep::PanelsTransposed)] {
+                let x = normals(4, 3 * if transposed { 33 } else { 35 });
+                let numbers = |bits: Vec<u32>| -> Vec<Option<u32>> {
+                    let number = |&b: &u32| !f32::from_bits(b).is_nan();
+                    bits.into_iter().map(|b| Some(b).filter(number)).collect()
+                };
+                let want = numbers(product(&oracle, &packed, &x, transposed, false));
+                assert!(want.iter().flatten().count() > want.len() / 2);
+                for cpu in &machines {
+                    for keep in [panels, Keep::Rows] {
+                        let w = example.store(cpu, keep, precision, true);
+                        let got = numbers(product(cpu, &w, &x, transposed, false));
+                        assert!(
+                            got == want,
+                            "{dtype:?} {precision:?} {keep:?} {}",
+                            cpu.isa()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn more_rows_than_an_item_takes_and_items_of_many_panels_change_nothing() {
     let (shape, m) = ((700, 300, [128, 128]), 2 * STORED_ROWS + 5);
@@ -391,4 +450,13 @@ fn bytes_that_are_not_the_matrix_are_refused() {
     let mut example = Example::new(2, (3, 4, [1, 1]), Dtype::F32);
     example.bytes = example.bytes.slice(0..44);
     example.store(&Cpu::new(1, Isa::best()), Keep::Rows, Precision::F32, false);
+}
+
+#[test]
+#[should_panic(expected = "token id 3, but the vocabulary has 3 tokens")]
+fn a_token_beyond_the_weight_is_named() {
+    let cpu = Cpu::new(1, Isa::best());
+    let example = Example::new(2, (3, 4, [1, 1]), Dtype::F16);
+    let w = example.store(&cpu, Keep::Rows, Precision::F32, false);
+    cpu.embedding_of(&[2, 3], &w, MatMut::new(&mut [0.0; 8], 4));
 }

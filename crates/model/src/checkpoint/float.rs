@@ -1,12 +1,12 @@
 //! The small floating-point formats, to and from f32.
 
 /// bfloat16 is the upper half of an f32.
-pub(super) fn bf16_to_f32(bits: u16) -> f32 {
+pub(crate) fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
 /// Rounds to the nearest bfloat16, ties to the even one. NaN stays NaN.
-pub(super) fn f32_to_bf16(value: f32) -> u16 {
+pub(crate) fn f32_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     if value.is_nan() {
         // Rounding could carry a NaN into infinity; its quiet bit keeps it one.
@@ -17,7 +17,7 @@ pub(super) fn f32_to_bf16(value: f32) -> u16 {
 }
 
 /// IEEE binary16; every value, subnormals included, is exact in f32.
-pub(super) fn f16_to_f32(bits: u16) -> f32 {
+pub(crate) fn f16_to_f32(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
     let exponent = u32::from(bits >> 10) & 0x1f;
     let mantissa = u32::from(bits & 0x03ff);

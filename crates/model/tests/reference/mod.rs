@@ -43,10 +43,6 @@ impl Golden {
         }
     }
 
-    pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
-
     /// A tensor of every document, one after the other.
     pub fn every(&self, name: &str) -> Vec<f32> {
         let documents = 0..self.documents().len();
