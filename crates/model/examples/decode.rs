@@ -4,7 +4,7 @@
 
 use kernels::{Backend, Cpu, Isa, Precision};
 use model::{
-    Activations, Batch, CachePlaces, KeptWeights, KvCache, Loading, Model, Numerics, Opening,
+    Activations, Batch, CachePlaces, Checkpoint, KeptWeights, KvCache, Loading, Numerics, Opening,
 };
 use std::hint::black_box;
 use std::path::Path;
@@ -72,7 +72,8 @@ fn main() {
         mtp: false,
     };
     let start = Instant::now();
-    let opened = Model::open_for_inference(Path::new(&args[0]), opening, backend, &mut |_, _| {})
+    let opened = Checkpoint::open(Path::new(&args[0]))
+        .and_then(|checkpoint| checkpoint.model(opening, backend, &mut |_, _| {}))
         .unwrap_or_else(|error| panic!("{error}"));
     let load = start.elapsed().as_secs_f64();
     let model = opened.model;

@@ -21,7 +21,7 @@ pub use weights::{NonFinite, Weights, read_weights};
 pub(crate) use folder::read_small_file;
 pub(crate) use rows::{Counting, Expanded, TensorSource};
 pub(crate) use source::Source;
-pub(crate) use weights::read_folder;
+pub(crate) use weights::read_all;
 
 /// How [`write_folder`] stores the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

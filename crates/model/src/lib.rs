@@ -37,4 +37,4 @@ pub use layout::{
 };
 pub use model::{Loss, Model, Numerics, Targets};
 pub use mtp::MtpLoss;
-pub use open::{KeptWeights, Loading, Opened, Opening};
+pub use open::{Checkpoint, KeptWeights, Loading, Opened, Opening, StoredTensor};

@@ -3,11 +3,12 @@
 use crate::activations::{Activations, Gradients};
 use crate::batch::{Batch, KvCache};
 use crate::block::{BlockWeights, Maker, Pass, Role, pack};
-use crate::checkpoint::{NonFinite, read_folder};
+use crate::checkpoint::NonFinite;
 use crate::config::Config;
 use crate::error::Error;
 use crate::layout::{Layout, MlpOffsets, TensorSpec};
 use crate::mtp::{MtpLoss, MtpWeights};
+use crate::open::Checkpoint;
 use crate::params::Params;
 use kernels::{
     Backend, Chance, HeadGradient, Mat, MatMut, PackedWeight, Precision, Purpose, RopeAngles,
@@ -153,7 +154,7 @@ impl Model {
         })
     }
 
-    /// Opens a Hugging Face folder. Weights that are not finite are named beside the model.
+    /// Opens a Hugging Face folder for training. Weights that are not finite are named beside the model.
     ///
     /// # Errors
     /// What is missing, mis-shaped or unreadable, by file and tensor.
@@ -162,7 +163,8 @@ impl Model {
         numerics: Numerics,
         backend: &dyn Backend,
     ) -> Result<(Model, Vec<NonFinite>), Error> {
-        let (config, weights) = read_folder(dir)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        let (config, weights) = (checkpoint.config().clone(), checkpoint.weights()?);
         let model = Model::from_params(config, weights.data, numerics, backend);
         Ok((model, weights.non_finite))
     }

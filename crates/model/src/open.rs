@@ -1,7 +1,7 @@
 //! Opening a checkpoint for inference: matrices in the form that products read, nothing twice.
 
 use crate::block::{Maker, Role};
-use crate::checkpoint::{Counting, Expanded, NonFinite, Source, TensorSource};
+use crate::checkpoint::{Counting, Expanded, NonFinite, Source, TensorSource, Weights, read_all};
 use crate::config::Config;
 use crate::error::{Error, shown};
 use crate::layout::{Layout, TensorSpec};
@@ -10,7 +10,7 @@ use crate::params::{Params, Vectors};
 use kernels::{Backend, Dtype, Keep, PackedWeight, RowSource, StoredMatrix};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How the weights of an opened model are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,29 +56,87 @@ pub struct Opened {
     pub weight_bytes: usize,
 }
 
-impl Model {
-    /// Opens a Hugging Face folder for inference. `progress` is told bytes read and bytes in all.
+/// A tensor as its file has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// The Hugging Face name.
+    pub name: String,
+    /// The name in the file's format, such as `BF16` or `Q4_K`.
+    pub dtype: String,
+    pub shape: Vec<usize>,
+    pub bytes: u64,
+}
+
+/// A checkpoint on disk whose headers have been read and found to fit its configuration.
+pub struct Checkpoint {
+    path: PathBuf,
+    config: Config,
+    source: Box<dyn TensorSource>,
+}
+
+impl Checkpoint {
+    /// Opens a Hugging Face folder. Nothing of the model's size is read or allocated.
     ///
     /// # Errors
-    /// What is missing, mis-shaped or unreadable, by file and tensor.
-    pub fn open_for_inference(
-        dir: &Path,
+    /// What is missing, mis-shaped or unreadable, by file and tensor, all at once.
+    pub fn open(path: &Path) -> Result<Checkpoint, Error> {
+        let mut config = Config::read(path)?;
+        let source = Source::open(path)?;
+        source.leave_out_absent_mtp(&mut config);
+        source.check(&config, &Layout::new(&config))?;
+        Ok(Checkpoint {
+            path: path.to_path_buf(),
+            config,
+            source: Box::new(source),
+        })
+    }
+
+    /// What the weights are of: as `config.json` says, but for a multi-token prediction layer that
+    /// the files do not have.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Every tensor of the files, in the order of their names.
+    pub fn tensors(&self) -> Vec<StoredTensor> {
+        self.source.tensors()
+    }
+
+    /// All weights in f32, for training.
+    ///
+    /// # Errors
+    /// A tensor cannot be read, or memory does not suffice.
+    pub fn weights(&self) -> Result<Weights, Error> {
+        let layout = Layout::new(&self.config);
+        read_all(&*self.source, &self.config, &layout, &self.path)
+    }
+
+    /// The model for inference. `progress` is told bytes read and bytes in all.
+    ///
+    /// # Errors
+    /// A tensor cannot be read, or a file cannot be mapped.
+    pub fn model(
+        mut self,
         opening: Opening,
         backend: &dyn Backend,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Opened, Error> {
-        let mut config = Config::read(dir)?;
-        let mut source = Source::open(dir)?;
-        source.leave_out_absent_mtp(&mut config);
-        source.check(&config, &Layout::new(&config))?;
         if opening.loading == Loading::Map {
-            source.map()?;
+            self.source.map()?;
         }
         if !opening.mtp {
-            config.num_nextn_predict_layers = 0;
+            self.config.num_nextn_predict_layers = 0;
         }
-        let layout = Layout::new(&config);
-        Loader::new(&config, &layout, &source, opening, backend, progress).load()
+        let layout = Layout::new(&self.config);
+        Loader::new(
+            &self.config,
+            &layout,
+            &*self.source,
+            opening,
+            backend,
+            progress,
+        )
+        .load()
     }
 }
 

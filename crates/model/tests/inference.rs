@@ -2,7 +2,9 @@
 //! rounds.
 
 use kernels::{Cpu, Isa, Precision};
-use model::{Batch, CachePlaces, Config, KeptWeights, KvCache, Loading, Model, Numerics, Opening};
+use model::{
+    Batch, CachePlaces, Checkpoint, Config, KeptWeights, KvCache, Loading, Model, Numerics, Opening,
+};
 use std::path::Path;
 
 mod reference;
@@ -26,7 +28,10 @@ fn open(
         assert!(done >= last && done <= all, "{done} of {all} after {last}");
         (last, total) = (done, all);
     };
-    let opened = Model::open_for_inference(dir, opening, cpu, &mut progress).expect("a model");
+    let opened = Checkpoint::open(dir)
+        .expect("a checkpoint")
+        .model(opening, cpu, &mut progress)
+        .expect("a model");
     assert!(opened.non_finite.is_empty());
     assert!(opened.weight_bytes > 0);
     assert_eq!(last, total, "all bytes were read");

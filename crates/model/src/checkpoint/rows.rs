@@ -6,6 +6,7 @@ use super::weights::NonFinite;
 use crate::config::Config;
 use crate::error::Error;
 use crate::layout::{Layout, TensorSpec};
+use crate::open::StoredTensor;
 use kernels::{BlockScales, Bytes, Dtype, ReadAt};
 use std::fs::File;
 use std::io;
@@ -37,6 +38,15 @@ pub(crate) trait TensorSource: Sync {
     /// # Errors
     /// It cannot be read.
     fn read_f32(&self, config: &Config, spec: &TensorSpec, out: &mut [f32]) -> Result<(), Error>;
+
+    /// Maps the files, for [`TensorRows::mapped`].
+    ///
+    /// # Errors
+    /// The system refuses.
+    fn map(&mut self) -> Result<(), Error>;
+
+    /// Every tensor, in the order of their names.
+    fn tensors(&self) -> Vec<StoredTensor>;
 
     /// Bytes of a tensor in its file; 0 if it is not there.
     fn stored_bytes(&self, name: &str) -> u64;

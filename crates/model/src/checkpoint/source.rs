@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::error::{Error, shown};
 use crate::layout::{Layout, TensorSpec};
 use crate::mtp::{is_mtp, shared_copies};
+use crate::open::StoredTensor;
 use kernels::{BlockScales, Bytes, Dtype, MappedFile};
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -111,21 +112,6 @@ impl Source {
                 ));
             }
         }
-    }
-
-    /// Maps every file, for [`TensorRows::mapped`].
-    ///
-    /// # Errors
-    /// [`Error::File`] if the system refuses.
-    pub fn map(&mut self) -> Result<(), Error> {
-        for reader in &self.shards {
-            let map = MappedFile::new(&reader.file).map_err(|error| {
-                let message = format!("cannot be mapped: {error}; read it instead");
-                Error::file(&reader.path, message)
-            })?;
-            self.maps.push(Bytes::from(map));
-        }
-        Ok(())
     }
 
     /// Programs that do not know multi-token prediction save a model without its tensors and leave
@@ -301,6 +287,31 @@ impl TensorSource for Source {
                 at += 1;
             }
         })
+    }
+
+    fn map(&mut self) -> Result<(), Error> {
+        for reader in &self.shards {
+            let map = MappedFile::new(&reader.file).map_err(|error| {
+                let message = format!("cannot be mapped: {error}; read it instead");
+                Error::file(&reader.path, message)
+            })?;
+            self.maps.push(Bytes::from(map));
+        }
+        Ok(())
+    }
+
+    fn tensors(&self) -> Vec<StoredTensor> {
+        let places = self.places.iter();
+        let tensors = places.map(|(name, &(shard, index))| {
+            let entry = &self.shards[shard].entries[index];
+            StoredTensor {
+                name: name.clone(),
+                dtype: entry.dtype.clone(),
+                shape: entry.shape.clone(),
+                bytes: entry.bytes,
+            }
+        });
+        tensors.collect()
     }
 
     fn stored_bytes(&self, name: &str) -> u64 {

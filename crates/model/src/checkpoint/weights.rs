@@ -81,28 +81,18 @@ pub fn read_weights(dir: &Path, config: &Config, layout: &Layout) -> Result<Weig
         config.num_hidden_layers,
         "layout of another configuration"
     );
-    read_source(&Source::open(dir)?, config, layout, dir)
-}
-
-/// Reads a folder's configuration and weights.
-///
-/// # Errors
-/// As [`Config::read`] and [`read_weights`].
-pub(crate) fn read_folder(dir: &Path) -> Result<(Config, Weights), Error> {
-    let mut config = Config::read(dir)?;
     let source = Source::open(dir)?;
-    source.leave_out_absent_mtp(&mut config);
-    let weights = read_source(&source, &config, &Layout::new(&config), dir)?;
-    Ok((config, weights))
+    source.check(config, layout)?;
+    read_all(&source, config, layout, dir)
 }
 
-fn read_source(
-    source: &Source,
+/// Reads every tensor of a source that was checked.
+pub(crate) fn read_all(
+    source: &dyn TensorSource,
     config: &Config,
     layout: &Layout,
     dir: &Path,
 ) -> Result<Weights, Error> {
-    source.check(config, layout)?;
     let mut data = allocate(dir, layout.total_len)?;
     let mut non_finite = Vec::new();
     for spec in &layout.tensors {
