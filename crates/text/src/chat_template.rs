@@ -1,26 +1,47 @@
 //! Chat templates: Jinja text that comes with a model, so it is not trusted.
 //!
-//! minijinja opens no files and sees no environment. It bounds parser depth and single repeats;
-//! added here: instructions (fuel), depth of calls, sizes of template and output, and the removal
-//! of what pads to a width that the template chooses.
+//! minijinja opens no files and sees no environment. What a rendering may use is bounded:
+//!
+//! - Work: minijinja's fuel counts instructions; the clock is looked at in every turn of a loop,
+//!   call of a macro, filter, method and output. Between two looks there is at most one pass over
+//!   a template of [`MAX_TEMPLATE_BYTES`] on values of bounded size.
+//! - Memory: every value with a name, every result of a filter or method, and all text written or
+//!   captured is counted (`chat_template/budget.rs`, called from where `chat_template/rewrite.rs`
+//!   puts it). What remains is one tag's own arithmetic: at most 48 times the largest value. With
+//!   a small conversation that makes about 250 MiB by reckoning, and 120 MB in the worst template
+//!   of the tests; limits grow with the input.
+//!
+//! Refused by name at load, as no published template needs them: the operator `*` (it multiplies
+//! text), `with`, `call`, `filter`, `raw` and all blocks for many templates, recursive loops, and
+//! more than 48 of `+ ~ ,` in one tag.
+
+mod budget;
+mod date;
+mod json;
+mod message;
+mod rewrite;
 
 use crate::{Error, Result};
+use budget::Budget;
+pub use message::{Message, Prompt, TEMPLATE_KWARGS};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, StringInput, Value};
-use minijinja::{AutoEscape, Environment, ErrorKind, State};
-use serde::{Deserialize, Serialize};
+use minijinja::value::{Serde, Value};
+use minijinja::{AutoEscape, Environment, ErrorKind};
 use std::io;
+use std::time::Duration;
 
 /// Longer templates are refused; published ones have at most about 20 kB.
-const MAX_TEMPLATE_BYTES: usize = 256 << 10;
+const MAX_TEMPLATE_BYTES: usize = 128 << 10;
 /// Longer outputs are refused.
 const MAX_OUTPUT_BYTES: usize = 16 << 20;
-/// Instructions of one rendering: ten thousand messages, or about 0.1 s.
+/// Instructions of one rendering, and for each message beyond.
 const FUEL: u64 = 1_000_000;
+const FUEL_PER_MESSAGE: u64 = 200;
 /// Depth of macro calls.
 const MAX_DEPTH: usize = 64;
-/// Widest indentation.
-const MAX_INDENT: usize = 256;
+/// Time of a rendering, and of the probe.
+const TIME: Duration = Duration::from_secs(5);
+const PROBE_TIME: Duration = Duration::from_millis(500);
 /// The name under which error messages show the template.
 const NAME: &str = "chat_template";
 
@@ -41,22 +62,6 @@ pub const REASONING_TEMPLATE: &str = "\
 {%- if add_generation_prompt -%}{{- ' <think>' -}}{%- endif -%}
 ";
 
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    pub role: String,
-    pub content: String,
-}
-
-impl Message {
-    pub fn new(role: &str, content: &str) -> Message {
-        Message {
-            role: role.to_string(),
-            content: content.to_string(),
-        }
-    }
-}
-
 /// A template that parses.
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -64,7 +69,7 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// # Errors
-    /// The template is too long or does not parse.
+    /// The template is too long, does not parse, or has something in it that is refused.
     pub fn new(template: &str) -> Result<ChatTemplate> {
         let (bytes, limit) = (template.len() as u64, MAX_TEMPLATE_BYTES as u64);
         if bytes > limit {
@@ -74,9 +79,12 @@ impl ChatTemplate {
                 limit,
             });
         }
+        let checked = rewrite::rewrite(template).map_err(|refusal| Error::Template {
+            reason: format!("{} (in {NAME}:{})", refusal.reason, refusal.line),
+        })?;
         let mut environment = environment();
         environment
-            .add_template_owned(NAME, template.to_string())
+            .add_template_owned(NAME, checked)
             .map_err(|error| failed(&error))?;
         Ok(ChatTemplate { environment })
     }
@@ -93,14 +101,59 @@ impl ChatTemplate {
         bos: &str,
         eos: &str,
     ) -> Result<String> {
-        let context = minijinja::context! {
-            messages => values(messages),
-            add_generation_prompt => add_generation_prompt,
-            bos_token => bos,
-            eos_token => eos,
+        self.render_prompt(&Prompt {
+            messages,
+            add_generation_prompt,
+            bos_token: bos,
+            eos_token: eos,
+            ..Prompt::default()
+        })
+    }
+
+    /// The prompt of a conversation with tools and settings.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`]; a setting that is not of [`TEMPLATE_KWARGS`].
+    pub fn render_prompt(&self, prompt: &Prompt) -> Result<String> {
+        self.run(prompt, TIME)
+    }
+
+    /// Renders a fixed conversation of one turn, with less time than a request has: what a template
+    /// does wrong shows when it is loaded. Gives the prompt.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`], with the line.
+    pub fn probe(&self) -> Result<String> {
+        let prompt = Prompt {
+            messages: &[Message::new("user", "Hello")],
+            add_generation_prompt: true,
+            bos_token: "<s>",
+            eos_token: "</s>",
+            ..Prompt::default()
         };
-        let template = self
-            .environment
+        self.run(&prompt, PROBE_TIME)
+    }
+
+    fn run(&self, prompt: &Prompt, time: Duration) -> Result<String> {
+        let messages = prompt.messages.iter().map(Message::bytes).sum::<usize>();
+        let tools = prompt.tools.iter().map(message::json_bytes).sum::<usize>();
+        let settings = prompt
+            .kwargs
+            .iter()
+            .map(|(_, value)| message::json_bytes(value));
+        let input = messages + tools + settings.sum::<usize>();
+        // A copy for each rendering: the checks that are put into it count this one alone.
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * prompt.messages.len() as u64));
+        Budget::new(input, time).install(&mut environment);
+        if let Some(now) = prompt.now {
+            environment.add_function("strftime_now", move |format: String| {
+                date::strftime(now, &format)
+                    .map_err(|reason| minijinja::Error::new(ErrorKind::InvalidOperation, reason))
+            });
+        }
+        let context = context(prompt)?;
+        let template = environment
             .get_template(NAME)
             .map_err(|error| failed(&error))?;
         let mut output = Bounded { bytes: Vec::new() };
@@ -113,12 +166,38 @@ impl ChatTemplate {
     }
 }
 
-fn values(messages: &[Message]) -> Value {
-    let value = |message: &Message| {
-        let Message { role, content } = message;
-        Value::from_pairs([("role", role.as_str()), ("content", content.as_str())])
+fn context(prompt: &Prompt) -> Result<Value> {
+    let none = || Value::from(());
+    let tools = match prompt.tools {
+        [] => none(),
+        tools => Value::from(Serde(tools)),
     };
-    messages.iter().map(value).collect()
+    let mut names = vec![
+        (
+            "messages",
+            prompt.messages.iter().map(Message::value).collect(),
+        ),
+        ("tools", tools),
+        ("documents", none()),
+        (
+            "add_generation_prompt",
+            Value::from(prompt.add_generation_prompt),
+        ),
+        ("bos_token", Value::from(prompt.bos_token)),
+        ("eos_token", Value::from(prompt.eos_token)),
+    ];
+    for (name, value) in prompt.kwargs {
+        if !TEMPLATE_KWARGS.contains(name) {
+            return Err(Error::Template {
+                reason: format!(
+                    "setting {name} is not one of {}",
+                    TEMPLATE_KWARGS.join(", ")
+                ),
+            });
+        }
+        names.push((name, Value::from(Serde(value))));
+    }
+    Ok(Value::from_pairs(names))
 }
 
 /// Settings as `transformers` has them, so that templates render the same.
@@ -130,52 +209,20 @@ fn environment() -> Environment<'static> {
         .build();
     environment.set_syntax(syntax.expect("the usual delimiters do not clash"));
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(MAX_DEPTH);
-    environment.set_unknown_method_callback(method);
     environment.add_function("raise_exception", raise_exception);
-    environment.add_filter("indent", indent);
-    // They allocate as much as the template asks, and no chat template needs them.
-    for filter in ["batch", "slice", "format"] {
+    budget::hide_filters(&mut environment);
+    // They allocate as much as the template asks, or add up strings; no chat template needs them.
+    for filter in ["batch", "slice", "format", "sum"] {
         environment.remove_filter(filter);
     }
+    // It prints all there is.
+    environment.remove_global("debug");
     environment
-}
-
-/// Python's methods of strings, lists and maps, without `format`, which pads to any width.
-fn method(
-    state: &mut State,
-    value: &Value,
-    name: &str,
-    arguments: &[Value],
-) -> std::result::Result<Value, minijinja::Error> {
-    if name == "format" {
-        return Err(minijinja::Error::from(ErrorKind::UnknownMethod));
-    }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
 }
 
 fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-}
-
-/// minijinja's `indent` with a bound on the width.
-fn indent(
-    text: StringInput<'_>,
-    width: Option<usize>,
-    first: Option<bool>,
-    blank: Option<bool>,
-    named: Kwargs,
-) -> std::result::Result<Value, minijinja::Error> {
-    let wide = [
-        width,
-        named.peek::<Option<usize>>("width").unwrap_or_default(),
-    ];
-    if wide.into_iter().flatten().any(|width| width > MAX_INDENT) {
-        let reason = format!("indent is wider than {MAX_INDENT}");
-        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, reason));
-    }
-    minijinja::filters::indent(text, width, first, blank, named)
 }
 
 fn failed(error: &minijinja::Error) -> Error {

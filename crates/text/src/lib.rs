@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod chat_template;
+mod gguf;
 mod reasoning;
 mod tokenizer;
 mod word_level;
@@ -12,9 +13,10 @@ mod word_level;
 use std::fmt;
 use std::path::PathBuf;
 
-pub use chat_template::{ChatTemplate, Message, REASONING_TEMPLATE};
-pub use reasoning::split_reasoning;
-pub use tokenizer::{MAX_ENCODE_BYTES, MAX_TOKENIZER_BYTES, Tokenizer};
+pub use chat_template::{ChatTemplate, Message, Prompt, REASONING_TEMPLATE, TEMPLATE_KWARGS};
+pub use gguf::{TokenizerParts, parts_of, tokenizer_json};
+pub use reasoning::{Piece, ReasoningSplitter, opens_thinking, split_reasoning};
+pub use tokenizer::{AddedToken, MAX_ENCODE_BYTES, MAX_TOKENIZER_BYTES, StreamDecoder, Tokenizer};
 pub use word_level::{TokenizerConfig, tokenizer_config, word_level};
 
 pub type Result<T> = std::result::Result<T, Error>;

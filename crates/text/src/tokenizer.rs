@@ -1,26 +1,48 @@
 //! A Hugging Face `tokenizer.json`, guarded.
 //!
-//! A crafted file makes the library panic while loading (a merge longer than every token of the
-//! vocabulary, huggingface/tokenizers issue 2094), so merges are checked before it sees them, and
-//! whatever else panics inside becomes an error.
+//! The file is checked before the library sees it (`tokenizer/check.rs`), and whatever panics
+//! inside the library becomes an error. Texts go through the library's normalizer, pre-tokenizer
+//! and model, but not through its post-processor: a template of the file could repeat the text.
+
+mod check;
+mod stream;
 
 use crate::{Error, Result};
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+pub use stream::StreamDecoder;
+use tokenizers::{
+    Model, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Token,
+};
 
 /// Larger `tokenizer.json` files are refused; the largest in use have about 35 MB.
 pub const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 /// Longer texts are refused by [`Tokenizer::encode`].
 pub const MAX_ENCODE_BYTES: u64 = 4 << 20;
 
+/// Breaks the texts of added tokens in [`Tokenizer::protect`]; a noncharacter, so that no text has
+/// a use for it. Encoding drops it.
+const MARK: char = '\u{FDD0}';
+
 /// Text to token ids and back.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The first two characters of the added tokens that have two.
+    beginnings: BTreeSet<(char, char)>,
+    /// The decoder joins tokens like `<0xE5>` to characters.
+    has_byte_tokens: bool,
+}
+
+/// A token outside of the model's own vocabulary, or one that is found in texts as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddedToken {
+    pub id: u32,
+    pub content: String,
+    /// Left out by decoding without special tokens. `<think>` is usually not marked so.
+    pub special: bool,
 }
 
 impl Tokenizer {
@@ -50,23 +72,129 @@ impl Tokenizer {
     /// they would change what [`Tokenizer::encode`] returns.
     ///
     /// # Errors
-    /// The text is over [`MAX_TOKENIZER_BYTES`] or is no tokenizer.
+    /// The text is over [`MAX_TOKENIZER_BYTES`], is no tokenizer, or is one that would misbehave:
+    /// two tokens under one id, ids from 2^24 on, an added token that is empty or would get
+    /// another id than the file says, a byte-level vocabulary that lacks bytes.
     pub fn from_json(json: &str) -> Result<Tokenizer> {
         check_size("tokenizer.json", json.len(), MAX_TOKENIZER_BYTES)?;
-        check_merges(json)?;
+        let written = check::check(json)?;
         let mut inner = guarded(|| json.parse::<tokenizers::Tokenizer>())?;
         inner.with_padding(None);
         guarded(|| inner.with_truncation(None).map(|_| ()))?;
-        Ok(Tokenizer { inner })
+        // The library numbers added tokens by itself and only warns where the file says otherwise.
+        for check::Added { id, content } in &written {
+            let given = inner.token_to_id(content);
+            if given != Some(*id) {
+                let reason = format!("added token {content:?} has id {id}, but loads as {given:?}");
+                return Err(Error::Tokenizer { reason });
+            }
+        }
+        let decoder = serde_json::to_value(inner.get_decoder()).unwrap_or_default();
+        let first_two = |content: &str| {
+            let mut characters = content.chars();
+            Some((characters.next()?, characters.next()?))
+        };
+        Ok(Tokenizer {
+            beginnings: written
+                .iter()
+                .filter_map(|token| first_two(&token.content))
+                .collect(),
+            has_byte_tokens: check::mentions(&decoder, "ByteFallback"),
+            inner,
+        })
     }
 
-    /// The ids of a text. No special tokens are put around it; those written in it are found.
+    /// The ids of a text. No special tokens are put around it; those written in it are found: for
+    /// the output of a chat template.
     ///
     /// # Errors
     /// The text is over [`MAX_ENCODE_BYTES`], or the tokenizer cannot handle it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.ids(text, false)
+    }
+
+    /// As [`Tokenizer::encode`], but nothing in the text becomes an added token: for text of users.
+    /// `<think>` or `<｜User｜>` in it are spelled out, special or not. An added token that is a
+    /// single character and a word of the model's own vocabulary stays what it is.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        self.ids(text, true)
+    }
+
+    /// The text, marked so that [`Tokenizer::encode`] finds no added token in it and yet gives what
+    /// [`Tokenizer::encode_plain`] would: for a message of a user on its way through a chat
+    /// template. A noncharacter (U+FDD0) is put inside whatever starts like an added token;
+    /// encoding drops it. Unchanged if nothing does.
+    pub fn protect(&self, text: &str) -> String {
+        let mut marked = String::with_capacity(text.len());
+        let mut previous = None;
+        for character in text.chars().filter(|&character| character != MARK) {
+            if previous.is_some_and(|previous| self.beginnings.contains(&(previous, character))) {
+                marked.push(MARK);
+            }
+            marked.push(character);
+            previous = Some(character);
+        }
+        marked
+    }
+
+    fn ids(&self, text: &str, plain: bool) -> Result<Vec<u32>> {
         check_size("the text to encode", text.len(), MAX_ENCODE_BYTES)?;
-        guarded(|| self.inner.encode_fast(text, false)).map(|encoding| encoding.get_ids().to_vec())
+        guarded(|| {
+            let normalizer = self.inner.get_normalizer();
+            let marked = text.contains(MARK);
+            let mut pieces = if plain {
+                PreTokenizedString::from(text)
+            } else {
+                // The marks must be gone before the normalizer comes, which then comes below.
+                let at_once = normalizer.filter(|_| !marked);
+                let added = self.inner.get_added_vocabulary();
+                added.extract_and_normalize(at_once, text)
+            };
+            if plain || marked {
+                pieces.normalize(|piece| {
+                    piece.filter(|character| character != MARK);
+                    normalizer.map_or(Ok(()), |normalizer| normalizer.normalize(piece))
+                })?;
+            }
+            if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut pieces)?;
+            }
+            pieces.tokenize(|piece| self.tokens(piece.get()))?;
+            let splits = pieces.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
+            let tokens = splits.iter().filter_map(|(_, _, tokens)| tokens.as_ref());
+            Ok(tokens.flatten().map(|token| token.id).collect())
+        })
+    }
+
+    /// The model's tokens of a piece. The model's own vocabulary may hold added tokens too (ours
+    /// does); one that it finds in plain text is spelled out: its first character, then the rest.
+    fn tokens(&self, piece: &str) -> tokenizers::Result<Vec<Token>> {
+        let model = self.inner.get_model();
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        // The token for the unknown is often an added one too, and stands for another text.
+        let is_added = |token: &Token, text: &str| {
+            let content = added.get(&token.id).map(|added| added.content.as_str());
+            content == Some(text)
+        };
+        let mut tokens = model.tokenize(piece)?;
+        let text = |token: &Token| piece.get(token.offsets.0..token.offsets.1).unwrap_or("");
+        if tokens.iter().any(|token| is_added(token, text(token))) {
+            let found = std::mem::take(&mut tokens);
+            for token in found {
+                let text = text(&token);
+                let first = text.chars().next().map_or(0, char::len_utf8);
+                if first == text.len() || !is_added(&token, text) {
+                    tokens.push(token);
+                } else {
+                    tokens.extend(model.tokenize(&text[..first])?);
+                    tokens.extend(self.tokens(&text[first..])?);
+                }
+            }
+        }
+        Ok(tokens)
     }
 
     /// The text of ids. Ids that the tokenizer does not know give no text, as in Hugging Face's:
@@ -76,6 +204,11 @@ impl Tokenizer {
     /// The tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         guarded(|| self.inner.decode(ids, skip_special))
+    }
+
+    /// A decoder for tokens that come one by one.
+    pub fn stream(&self, skip_special: bool) -> StreamDecoder<'_> {
+        StreamDecoder::new(self, skip_special)
     }
 
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
@@ -89,6 +222,33 @@ impl Tokenizer {
     /// How many tokens there are, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
+    }
+
+    /// One more than the largest id; 0 where there is none. A model's `vocab_size` is at least
+    /// this.
+    pub fn id_bound(&self) -> u32 {
+        let ids = self.inner.get_vocab(true);
+        ids.values().max().map_or(0, |id| id + 1)
+    }
+
+    /// All added tokens, by id.
+    pub fn added_tokens(&self) -> Vec<AddedToken> {
+        let by_id: BTreeMap<_, _> = self.inner.get_added_tokens_decoder().into_iter().collect();
+        by_id
+            .into_iter()
+            .map(|(id, token)| AddedToken {
+                id,
+                content: token.content,
+                special: token.special,
+            })
+            .collect()
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        let vocabulary = self.inner.get_added_vocabulary();
+        self.inner
+            .id_to_token(id)
+            .is_some_and(|token| vocabulary.is_special_token(&token))
     }
 
     /// The text of a `tokenizer.json` that loads as this tokenizer; equal tokenizers give equal
@@ -122,97 +282,4 @@ fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
             reason: "the tokenizer library panicked".to_string(),
         }),
     }
-}
-
-/// The parts of a `tokenizer.json` that decide whether its merges fit its vocabulary.
-#[derive(Deserialize)]
-struct File {
-    #[serde(default)]
-    model: Option<Model>,
-}
-
-#[derive(Deserialize)]
-struct Model {
-    #[serde(default)]
-    vocab: LongestToken,
-    #[serde(default)]
-    merges: Option<Vec<Merge>>,
-    #[serde(default)]
-    continuing_subword_prefix: Option<String>,
-}
-
-/// Both ways in which merges are written.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Merge {
-    Pair(String, String),
-    Line(String),
-}
-
-/// The bytes of the longest token; a vocabulary that is a list (Unigram) has no merges.
-#[derive(Default)]
-struct LongestToken(usize);
-
-impl<'de> Deserialize<'de> for LongestToken {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
-        struct Longest;
-        impl<'de> Visitor<'de> for Longest {
-            type Value = LongestToken;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(
-                    f,
-                    "a vocabulary: tokens with their ids, or a list of tokens with scores"
-                )
-            }
-
-            fn visit_map<M: MapAccess<'de>>(
-                self,
-                mut map: M,
-            ) -> std::result::Result<LongestToken, M::Error> {
-                let mut longest = 0;
-                while let Some((token, _)) = map.next_entry::<String, IgnoredAny>()? {
-                    longest = longest.max(token.len());
-                }
-                Ok(LongestToken(longest))
-            }
-
-            fn visit_seq<S: SeqAccess<'de>>(
-                self,
-                mut list: S,
-            ) -> std::result::Result<LongestToken, S::Error> {
-                while list.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(LongestToken(0))
-            }
-        }
-        from.deserialize_any(Longest)
-    }
-}
-
-fn check_merges(json: &str) -> Result<()> {
-    let file: File = serde_json::from_str(json).map_err(|error| Error::Tokenizer {
-        reason: error.to_string(),
-    })?;
-    let Some(model) = file.model else {
-        return Ok(());
-    };
-    let prefix = model
-        .continuing_subword_prefix
-        .as_deref()
-        .unwrap_or_default();
-    for (index, merge) in model.merges.iter().flatten().enumerate() {
-        let (first, second) = match merge {
-            Merge::Pair(first, second) => (first.as_str(), second.as_str()),
-            // A line with no blank is refused, and explained, by the library.
-            Merge::Line(line) => line.split_once(' ').unwrap_or((line, prefix)),
-        };
-        let joined = second
-            .get(prefix.len()..)
-            .map(|rest| first.len() + rest.len());
-        if joined.is_none_or(|length| length > model.vocab.0) {
-            let reason = format!("merge {index} makes a token that is not in the vocabulary");
-            return Err(Error::Tokenizer { reason });
-        }
-    }
-    Ok(())
 }

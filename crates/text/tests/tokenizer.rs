@@ -212,6 +212,117 @@ fn broken_files_are_errors() {
     );
 }
 
+#[test]
+fn files_that_would_misbehave_are_refused_by_name() {
+    let added = |tokens: &[(&str, u32)]| -> String {
+        let tokens: Vec<String> = tokens
+            .iter()
+            .map(|(content, id)| {
+                format!(
+                    r#"{{"id": {id}, "content": "{content}", "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": false, "special": true}}"#
+                )
+            })
+            .collect();
+        tokens.join(", ")
+    };
+    let file = |added: String, parts: &str, vocab: &str| {
+        format!(
+            r#"{{"version": "1.0", "added_tokens": [{added}], {parts}
+            "model": {{"type": "BPE", "vocab": {vocab}, "merges": []}}}}"#
+        )
+    };
+    let vocab = r#"{"a": 0, "b": 1}"#;
+    let bytes = r#""pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false,
+        "trim_offsets": true, "use_regex": true},"#;
+    let replace = format!(
+        r#"{{"type": "Replace", "pattern": {{"String": "a"}}, "content": "{}"}}"#,
+        "a".repeat(9)
+    );
+    let growing =
+        format!(r#""normalizer": {{"type": "Sequence", "normalizers": [{replace}, {replace}]}},"#);
+    let slow = r#""pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(?=(a|aa){1,18}c)|a"},
+        "behavior": "Isolated", "invert": false},"#;
+    for (json, said) in [
+        (
+            file(String::new(), "", r#"{"a": 4294967295}"#),
+            "\"a\" has id 4294967295",
+        ),
+        (
+            file(String::new(), "", r#"{"a": 0, "b": 0}"#),
+            "two tokens have id 0",
+        ),
+        (
+            file(String::new(), "", r#"{"a": 0, "a": 1}"#),
+            "\"a\" comes twice",
+        ),
+        (file(String::new(), "", r#"{"a": -1}"#), "-1"),
+        (
+            file(String::new(), "", r#"{"a": 4294967296}"#),
+            "4294967296",
+        ),
+        (
+            file(added(&[("", 2)]), "", vocab),
+            "added token 0 (id 2) is empty",
+        ),
+        (file(added(&[("x", u32::MAX)]), "", vocab), "id beyond 2^24"),
+        (
+            file(added(&[("x", 2), ("y", 2)]), "", vocab),
+            "has the id of another one",
+        ),
+        (file(added(&[("x", 2), ("x", 3)]), "", vocab), "comes twice"),
+        (
+            file(added(&[("x", 7)]), "", vocab),
+            "\"x\" has id 7, but loads as Some(2)",
+        ),
+        (
+            file(added(&[("a", 1)]), "", vocab),
+            "\"a\" has id 1, but loads as Some(0)",
+        ),
+        (
+            file(added(&[(&"x".repeat(5000), 2)]), "", vocab),
+            "longer than 4096 bytes",
+        ),
+        (file(String::new(), bytes, vocab), "byte 0x00"),
+        (
+            file(String::new(), &growing, vocab),
+            "more than 64 times longer",
+        ),
+        (file(String::new(), slow, vocab), "could take very long"),
+    ] {
+        let Err(error) = Tokenizer::from_json(&json) else {
+            panic!("{said} is not refused")
+        };
+        assert!(error.to_string().contains(said), "{error}");
+    }
+    assert!(Tokenizer::from_json(&file(added(&[("x", 2)]), "", vocab)).is_ok());
+}
+
+#[test]
+fn a_file_of_200_mb_is_refused_by_its_size() {
+    let path = std::env::temp_dir().join(format!("bruchteil-large-{}", std::process::id()));
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(200 << 20).unwrap();
+    let read = Tokenizer::from_file(&path);
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(read, Err(Error::TooLarge { .. })));
+}
+
+/// What a template of the file would put around or make of a text has no part in encoding.
+#[test]
+fn post_processors_change_nothing() {
+    let whole: serde_json::Value =
+        serde_json::from_str(&word_level(&words(), &SPECIAL).unwrap()).unwrap();
+    let mut repeating = whole.clone();
+    let sequence = serde_json::json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    repeating["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing", "single": vec![sequence.clone(); 50],
+        "pair": [sequence, { "Sequence": { "id": "B", "type_id": 1 } }], "special_tokens": {},
+    });
+    let tokenizer = Tokenizer::from_json(&repeating.to_string()).unwrap();
+    assert_eq!(tokenizer.encode("1 2").unwrap(), [1, 2]);
+}
+
 /// An empty added token and ids beyond the vocabulary load or fail, and encoding ends.
 #[test]
 fn odd_added_tokens_do_no_harm() {

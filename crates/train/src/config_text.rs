@@ -119,6 +119,11 @@ impl RunConfig {
             ("qk_rope_head_dim", model.qk_rope_head_dim, 1 << 12),
             ("v_head_dim", model.v_head_dim, 1 << 12),
             (
+                "num_nextn_predict_layers",
+                model.num_nextn_predict_layers,
+                1,
+            ),
+            (
                 "max_position_embeddings",
                 model.max_position_embeddings,
                 MOST_TOKENS,
@@ -167,6 +172,7 @@ impl RunConfig {
             ("final_lr_fraction", sft.final_lr_fraction, 1.0),
             ("weight_decay", sft.weight_decay, 10.0),
             ("balance_loss_alpha", sft.balance_loss_alpha, 1.0),
+            ("mtp_loss_weight", sft.mtp_loss_weight, 10.0),
             ("bias_update_speed", sft.bias_update_speed, 1.0),
         ];
         rates

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::evaluate::judge;
 use crate::examples::{Example, rl_problem};
 use crate::grpo_metrics::{GrpoMetrics, Totals};
-use crate::learner::Learner;
+use crate::learner::{Learner, SideLosses};
 use crate::loss::{Clip, TokenInputs, TokenLoss, token_loss_and_gradient};
 use crate::optimizer::{Hyperparameters, Optimizer};
 use crate::pieces::{Piece, pack};
@@ -213,7 +213,10 @@ impl<'a> Grpo<'a> {
                 &batch.pieces,
                 temperature,
                 &result.dlogprobs,
-                grpo.balance_loss_alpha,
+                SideLosses {
+                    balance_alpha: grpo.balance_loss_alpha,
+                    mtp_weight: 0.0,
+                },
             );
             if update == 0 {
                 metrics.max_abs_logp_diff = largest_difference(&outputs.logprobs, &logprobs);

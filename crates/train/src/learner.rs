@@ -1,7 +1,7 @@
 //! One model being trained: pieces in, one update out. What SFT and GRPO share.
 
 use kernels::Backend;
-use model::{Activations, Loss, Model};
+use model::{Activations, Loss, Model, MtpLoss, Targets};
 
 use crate::error::Error;
 use crate::optimizer::{Hyperparameters, Optimizer};
@@ -33,6 +33,23 @@ pub(crate) struct Outputs {
     pub entropies: Vec<f32>,
     /// Times its factor, summed over the layers.
     pub balance_loss: f64,
+    /// Of multi-token prediction, in the order of the pieces; empty without it.
+    pub mtp_logprobs: Vec<f32>,
+}
+
+/// Factors of the losses beside the main one.
+#[derive(Clone, Copy)]
+pub(crate) struct SideLosses {
+    pub balance_alpha: f64,
+    /// Of multi-token prediction, where the model has it.
+    pub mtp_weight: f64,
+}
+
+/// What multi-token prediction is asked of one piece.
+struct TwoAhead {
+    next_token_ids: Vec<u32>,
+    targets: Targets,
+    dlogprobs: Vec<f32>,
 }
 
 /// How an update went.
@@ -117,15 +134,26 @@ impl Learner {
         pieces: &[Piece],
         temperature: f32,
         dlogprobs: &[f32],
-        balance_loss_alpha: f64,
+        side: SideLosses,
     ) -> Outputs {
         let mut outputs = Outputs::default();
-        let (mut logprobs, mut entropies) = (Vec::new(), Vec::new());
+        let [
+            mut logprobs,
+            mut entropies,
+            mut mtp_logprobs,
+            mut mtp_entropies,
+        ] = [const { Vec::new() }; 4];
         let documents: usize = pieces.iter().map(Piece::documents).sum();
-        for piece in pieces {
+        let two_ahead = self.two_ahead(pieces, side.mtp_weight);
+        for (i, piece) in pieces.iter().enumerate() {
             let mut grads = self.zeroed_gradient();
-            self.model
-                .forward(backend, &piece.batch, &mut self.acts, None);
+            let (batch, acts) = (&piece.batch, &mut self.acts);
+            self.model.forward(backend, batch, acts, None);
+            let mtp = two_ahead.get(i);
+            if let Some(mtp) = mtp {
+                let next = &mtp.next_token_ids;
+                self.model.forward_mtp(backend, batch, next, acts, None);
+            }
             self.model.add_expert_loads(&self.acts, &mut self.loads);
             // The balance loss of a step is a mean over its documents, of a piece over its own.
             let share = piece.documents() as f64 / documents as f64;
@@ -133,15 +161,24 @@ impl Learner {
                 targets: &piece.targets,
                 temperature,
                 dlogprobs: piece.of(dlogprobs),
-                balance_loss_alpha: (balance_loss_alpha * share) as f32,
+                balance_loss_alpha: (side.balance_alpha * share) as f32,
                 logprobs: &mut logprobs,
                 entropies: &mut entropies,
-                mtp: None,
+                mtp: mtp.map(|mtp| MtpLoss {
+                    next_token_ids: &mtp.next_token_ids,
+                    targets: &mtp.targets,
+                    dlogprobs: &mtp.dlogprobs,
+                    logprobs: &mut mtp_logprobs,
+                    entropies: &mut mtp_entropies,
+                }),
             };
-            let (batch, acts) = (&piece.batch, &mut self.acts);
+            let acts = &mut self.acts;
             let balance_loss = self.model.backward(backend, batch, acts, loss, &mut grads);
             outputs.logprobs.extend_from_slice(&logprobs);
             outputs.entropies.extend_from_slice(&entropies);
+            if mtp.is_some() {
+                outputs.mtp_logprobs.extend_from_slice(&mtp_logprobs);
+            }
             outputs.balance_loss += f64::from(balance_loss);
             let spare = &mut self.spare;
             self.sum.push(grads, |earlier, later| {
@@ -149,6 +186,23 @@ impl Learner {
             });
         }
         outputs
+    }
+
+    /// For each piece the mean loss of its share of all tokens two ahead; nothing where the model
+    /// predicts one token at a time.
+    fn two_ahead(&self, pieces: &[Piece], weight: f64) -> Vec<TwoAhead> {
+        if self.model.config.num_nextn_predict_layers == 0 || weight == 0.0 {
+            return Vec::new();
+        }
+        let targets: Vec<Targets> = pieces.iter().map(Piece::targets_two_ahead).collect();
+        let all: usize = targets.iter().map(|targets| targets.rows.len()).sum();
+        let each = (-weight / all.max(1) as f64) as f32;
+        let one = |(piece, targets): (&Piece, Targets)| TwoAhead {
+            next_token_ids: piece.next_token_ids(),
+            dlogprobs: vec![each; targets.rows.len()],
+            targets,
+        };
+        pieces.iter().zip(targets).map(one).collect()
     }
 
     fn zeroed_gradient(&mut self) -> Vec<f32> {
@@ -287,7 +341,11 @@ mod tests {
                 .map(|piece| piece.targets.rows.len())
                 .sum::<usize>();
             let dlogprobs = vec![-1.0 / targets as f32; targets];
-            let outputs = learner.backward(&backend, &pieces, 1.0, &dlogprobs, 0.5);
+            let side = SideLosses {
+                balance_alpha: 0.5,
+                mtp_weight: 0.3,
+            };
+            let outputs = learner.backward(&backend, &pieces, 1.0, &dlogprobs, side);
             assert_eq!(outputs.logprobs.len(), targets);
             let add = |a: Vec<f32>, b: Vec<f32>| a.iter().zip(&b).map(|(a, b)| a + b).collect();
             let grads = learner.sum.finish(add).expect("a gradient");

@@ -24,6 +24,24 @@ impl Piece {
     pub fn documents(&self) -> usize {
         self.batch.context_lens.len()
     }
+
+    /// The token behind each, for multi-token prediction; the last of a document has none, and
+    /// what stands there says nothing.
+    pub fn next_token_ids(&self) -> Vec<u32> {
+        let mut next = self.batch.token_ids[1..].to_vec();
+        next.push(0);
+        next
+    }
+
+    /// The learnt tokens as multi-token prediction sees them: each two behind its row, so without
+    /// the second token of a document.
+    pub fn targets_two_ahead(&self) -> Targets {
+        let starts = &self.batch.cu_seqlens;
+        let own = self.targets.rows.iter().zip(&self.targets.token_ids);
+        let inside = own.filter(|(row, _)| starts.binary_search(row).is_err());
+        let (rows, token_ids) = inside.map(|(&row, &id)| (row - 1, id)).unzip();
+        Targets { rows, token_ids }
+    }
 }
 
 /// Packs documents in order into pieces of at most `piece_tokens` tokens; a longer document has a
@@ -144,5 +162,21 @@ mod tests {
             pack(&documents, 10, false)[0].targets.rows,
             [1, 2, 3, 5, 6, 7]
         );
+    }
+
+    #[test]
+    fn two_ahead_is_the_token_after_the_next_of_the_same_document() {
+        let documents = documents(&[(2, 5), (1, 4), (1, 2)]);
+        let piece = &pack(&documents, 20, false)[0];
+        let next = piece.next_token_ids();
+        assert_eq!(next.len(), piece.batch.tokens());
+        let targets = piece.targets_two_ahead();
+        // Learnt tokens stand at 2, 3, 4 of the first document, at 1, 2, 3 of the second and at 1
+        // of the third; the second token of a document has nothing two before it.
+        assert_eq!(targets.rows, [0, 1, 2, 5, 6]);
+        for (&row, &id) in targets.rows.iter().zip(&targets.token_ids) {
+            assert_eq!(piece.batch.token_ids[row as usize] + 2, id);
+            assert_eq!(next[row as usize] + 1, id);
+        }
     }
 }

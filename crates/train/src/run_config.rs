@@ -114,6 +114,8 @@ pub struct ModelConfig {
     pub initializer_range: f64,
     /// The longest sequence, prompt and completion together.
     pub max_position_embeddings: usize,
+    /// 1 adds a layer that learns to predict the token after the next (DeepSeek-V3 2.2).
+    pub num_nextn_predict_layers: usize,
     /// Start the rows of numbers, in the embedding and in the head, as Fourier features of their
     /// values.
     pub fourier: bool,
@@ -161,6 +163,7 @@ impl Default for ModelConfig {
             routed_scaling_factor: 1.0,
             initializer_range: 0.02,
             max_position_embeddings: 512,
+            num_nextn_predict_layers: 0,
             fourier: true,
         }
     }
@@ -302,6 +305,9 @@ pub struct SftConfig {
     pub balance_loss_alpha: f64,
     /// Speed of the router's bias towards balance (DeepSeek-V3 2.1.2).
     pub bias_update_speed: f64,
+    /// Weight of the loss of multi-token prediction, where the model has it (DeepSeek-V3 4.2: 0.3,
+    /// later 0.1). Reinforcement learning leaves that layer alone.
+    pub mtp_loss_weight: f64,
     /// The mixture of worked texts; empty means `row` alone.
     pub mix: Vec<MixPart>,
     /// How much likelier than by nature a problem is whose `row` working needs 1, 2, 3 … attempts;
@@ -327,6 +333,7 @@ impl Default for SftConfig {
             loss_on_prompt: false,
             balance_loss_alpha: 1e-4,
             bias_update_speed: 1e-3,
+            mtp_loss_weight: 0.3,
             mix: Vec::new(),
             attempt_weights: Vec::new(),
         }

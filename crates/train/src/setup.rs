@@ -87,7 +87,7 @@ impl Setup {
             }),
             moe: shape.mixture(),
             rope: model::Rope::plain(shape.rope_theta, true),
-            num_nextn_predict_layers: 0,
+            num_nextn_predict_layers: shape.num_nextn_predict_layers,
             rms_norm_eps: 1e-6,
             tie_word_embeddings: false,
             bos_token_id: None,

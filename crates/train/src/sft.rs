@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::examples::{Example, example};
-use crate::learner::Learner;
+use crate::learner::{Learner, SideLosses};
 use crate::optimizer::{Hyperparameters, Optimizer};
 use crate::pairwise::pairwise_sum;
 use crate::pieces::{Piece, pack};
@@ -32,6 +32,9 @@ pub struct SftMetrics {
     pub entropy: f64,
     /// Summed over the layers, times `balance_loss_alpha`.
     pub balance_loss: f64,
+    /// Mean cross-entropy of multi-token prediction, in nats, before its weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtp_loss: Option<f64>,
     /// The busiest expert's tokens over the mean, in the worst layer; 1 is balance.
     pub load_violation: f64,
     /// The update was left out because it was not finite.
@@ -115,9 +118,13 @@ impl Stage for Sft<'_> {
         let pieces = pack(&documents, sft.piece_tokens, sft.loss_on_prompt);
         let targets: usize = pieces.iter().map(|piece| piece.targets.rows.len()).sum();
         let dlogprobs = vec![(-1.0 / targets as f64) as f32; targets];
-        let outputs =
-            self.learner
-                .backward(backend, &pieces, 1.0, &dlogprobs, sft.balance_loss_alpha);
+        let side = SideLosses {
+            balance_alpha: sft.balance_loss_alpha,
+            mtp_weight: sft.mtp_loss_weight,
+        };
+        let outputs = self
+            .learner
+            .backward(backend, &pieces, 1.0, &dlogprobs, side);
         let loss = -mean(&pieces, &outputs.logprobs);
         let update = self.learner.update(backend, &mut self.progress, loss)?;
         // Loads that were counted from numbers that are not finite say nothing.
@@ -141,6 +148,7 @@ impl Stage for Sft<'_> {
             num_tokens: self.progress.num_tokens,
             entropy: mean(&pieces, &outputs.entropies),
             balance_loss: outputs.balance_loss,
+            mtp_loss: mean_loss(&outputs.mtp_logprobs),
             load_violation,
             skipped: update.skipped,
         })
@@ -163,6 +171,12 @@ impl Stage for Sft<'_> {
 pub(crate) fn mean(pieces: &[Piece], values: &[f32]) -> f64 {
     let of_piece = |piece: &Piece| piece.of(values).iter().map(|&x| f64::from(x)).sum::<f64>();
     pairwise_sum(pieces.iter().map(of_piece)) / values.len().max(1) as f64
+}
+
+/// `None` without multi-token prediction.
+fn mean_loss(logprobs: &[f32]) -> Option<f64> {
+    let sum: f64 = logprobs.iter().map(|&logprob| f64::from(logprob)).sum();
+    (!logprobs.is_empty()).then(|| -sum / logprobs.len() as f64)
 }
 
 fn rates(sft: &SftConfig) -> (Hyperparameters, Schedule) {
@@ -273,5 +287,30 @@ mod tests {
             "a skipped step changed the weights"
         );
         assert_eq!(sft.optimizer().updates, 0);
+    }
+
+    #[test]
+    fn multi_token_prediction_learns_beside_the_model() {
+        let setup = tiny_setup(|config| {
+            config.model.num_nextn_predict_layers = 1;
+            config.model.fourier = false;
+            config.sft.steps = 40;
+            config.sft.warmup_steps = 2;
+            config.sft.learning_rate = 1e-2;
+        });
+        let backend = backend();
+        let mut sft = Sft::new(&setup, setup.initial_model(&backend).expect("model"));
+        let first = sft.step(&backend).expect("step");
+        let first_mtp = first.mtp_loss.expect("two losses");
+        assert!((first_mtp - 1024f64.ln()).abs() < 0.1, "{first_mtp}");
+        let mut last = first;
+        while sft.progress().step < 40 {
+            last = sft.step(&backend).expect("step");
+        }
+        assert!(last.loss < 1024f64.ln() - 1.0, "{}", last.loss);
+        assert!(
+            last.mtp_loss.expect("two losses") < first_mtp - 1.0,
+            "{last:?}"
+        );
     }
 }
