@@ -189,7 +189,11 @@ fn only_cli_reads_the_environment_and_the_clock() {
     for source in sources().iter().filter(|s| s.in_src()) {
         let code = without_test_modules(&source.scan().code);
         for word in ["env::var", "Instant::now", "SystemTime::now"] {
-            if !source.name.starts_with("crates/cli/") && code.contains(word) {
+            // A foreign template is stopped by a clock as well: it gives no result, only an error.
+            let allowed = source.name.starts_with("crates/cli/")
+                || source.name == "crates/text/src/chat_template/budget.rs"
+                    && word == "Instant::now";
+            if !allowed && code.contains(word) {
                 reading.push(format!("{}: {word}", source.name));
             }
         }

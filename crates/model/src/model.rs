@@ -154,7 +154,7 @@ impl Model {
         })
     }
 
-    /// Opens a Hugging Face folder for training. Weights that are not finite are named beside the model.
+    /// Opens a checkpoint for training. Weights that are not finite are named beside the model.
     ///
     /// # Errors
     /// What is missing, mis-shaped or unreadable, by file and tensor.

@@ -195,6 +195,23 @@ impl Model {
         backend.matmul_nn(dy, &weights.eh_proj, djoined, false);
 
         // 2. joined = [norm(embedding), norm(hidden)]
+        self.join_backward(backend, at, acts, d, grads);
+
+        // 1. embedding of the next tokens
+        let dembed = &mut grads[self.layout.embed_tokens.clone()];
+        backend.embedding_backward(loss.next_token_ids, Mat::new(&d.normed, hidden), dembed);
+    }
+
+    /// d.normed, of the embeddings, and d.hidden from d.joined.
+    fn join_backward(
+        &self,
+        backend: &dyn Backend,
+        at: &MtpOffsets,
+        acts: &Activations,
+        d: &mut Gradients,
+        grads: &mut [f32],
+    ) {
+        let (mtp, hidden) = (&acts.mtp, self.config.hidden_size);
         let djoined = Mat::new(&d.joined, 2 * hidden);
         for (i, (weight, x, inv_rms, dx)) in [
             (
@@ -216,9 +233,5 @@ impl Model {
             let weight = self.params.get(weight);
             backend.rmsnorm_backward(x, weight, inv_rms, dy, dx, false, dweight);
         }
-
-        // 1. embedding of the next tokens
-        let dembed = &mut grads[self.layout.embed_tokens.clone()];
-        backend.embedding_backward(loss.next_token_ids, Mat::new(&d.normed, hidden), dembed);
     }
 }
