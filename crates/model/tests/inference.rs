@@ -3,7 +3,8 @@
 
 use kernels::{Cpu, Isa, Precision};
 use model::{
-    Batch, CachePlaces, Checkpoint, Config, KeptWeights, KvCache, Loading, Model, Numerics, Opening,
+    Activations, Batch, CachePlaces, Checkpoint, Config, KeptWeights, KvCache, Loading, Model,
+    Numerics, Opening,
 };
 use std::path::Path;
 
@@ -59,7 +60,33 @@ fn weights_as_stored_give_the_bits_of_flat_weights_read_and_mapped() {
     }
 }
 
-/// Chunks of a prompt over a cache, then token by token, in blocks in any order.
+/// A document over a cache: seven tokens at once, then one by one, in blocks in any order. `run`
+/// gets each batch and its rows.
+fn in_chunks(model: &Model, document: &[u32], run: &mut dyn FnMut(&Batch, &mut KvCache, &[u32])) {
+    let (size, blocks) = (4, document.len().div_ceil(4));
+    let table: Vec<u32> = (0..blocks as u32).rev().collect();
+    let mut cache = KvCache::new(&model.config, blocks, size);
+    let mut start = 0;
+    while start < document.len() {
+        let end = document.len().min(start + if start == 0 { 7 } else { 1 });
+        let place = |p: usize| table[p / size] * size as u32 + (p % size) as u32;
+        let batch = Batch {
+            token_ids: document[start..end].to_vec(),
+            positions: (start as u32..end as u32).collect(),
+            cu_seqlens: vec![0, (end - start) as u32],
+            context_lens: vec![end as u32],
+            places: Some(CachePlaces {
+                slot_mapping: (start..end).map(place).collect(),
+                block_tables: table.clone(),
+                blocks_per_sequence: blocks,
+            }),
+        };
+        let rows: Vec<u32> = (0..(end - start) as u32).collect();
+        run(&batch, &mut cache, &rows);
+        start = end;
+    }
+}
+
 #[test]
 fn a_cache_gives_the_bits_of_whole_documents_in_every_family() {
     for case in cases() {
@@ -69,32 +96,13 @@ fn a_cache_gives_the_bits_of_whole_documents_in_every_family() {
         let cpu = Cpu::new(2, Isa::best());
         let model = golden.model(Numerics::new(Precision::Bf16), &cpu);
         let whole = logits(&model, &cpu, &Batch::documents(&[document]));
-        let (size, blocks) = (4, document.len().div_ceil(4));
-        let table: Vec<u32> = (0..blocks as u32).rev().collect();
-        let mut cache = KvCache::new(&model.config, blocks, size);
-        let mut acts = model::Activations::for_inference();
-        let (mut start, mut got) = (0, Vec::new());
-        while start < document.len() {
-            let end = document.len().min(start + if start == 0 { 7 } else { 1 });
-            let place = |p: usize| table[p / size] * size as u32 + (p % size) as u32;
-            let batch = Batch {
-                token_ids: document[start..end].to_vec(),
-                positions: (start as u32..end as u32).collect(),
-                cu_seqlens: vec![0, (end - start) as u32],
-                context_lens: vec![end as u32],
-                places: Some(CachePlaces {
-                    slot_mapping: (start..end).map(place).collect(),
-                    block_tables: table.clone(),
-                    blocks_per_sequence: blocks,
-                }),
-            };
-            model.forward(&cpu, &batch, &mut acts, Some(&mut cache));
-            let rows: Vec<u32> = (0..(end - start) as u32).collect();
-            let mut chunk = Vec::new();
-            model.logits(&cpu, &mut acts, &rows, &mut chunk);
-            got.extend(chunk);
-            start = end;
-        }
+        let mut acts = Activations::for_inference();
+        let (mut got, mut chunk) = (Vec::new(), Vec::new());
+        in_chunks(&model, document, &mut |batch, cache, rows| {
+            model.forward(&cpu, batch, &mut acts, Some(cache));
+            model.logits(&cpu, &mut acts, rows, &mut chunk);
+            got.extend_from_slice(&chunk);
+        });
         assert!(got == whole, "{case}");
     }
 }
@@ -165,4 +173,36 @@ fn a_folder_whose_multi_token_prediction_was_left_out_opens_without_it() {
     let (model, _) = Model::open(&dir, Numerics::new(Precision::F32), &cpu).unwrap();
     assert_eq!(model.config.num_nextn_predict_layers, 0);
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// The draft of each token, over the same cache, is that of the whole document.
+#[test]
+fn drafts_over_a_cache_are_those_of_whole_documents() {
+    let golden = Golden::open("v3-mtp");
+    let cpu = Cpu::new(2, Isa::best());
+    let kept = KeptWeights::AsStored;
+    let model = open(&golden.dir, Precision::Bf16, kept, Loading::Read, &cpu);
+    let documents = golden.documents();
+    let document = documents.iter().max_by_key(|d| d.len()).expect("documents");
+    let next = |from: usize, to: usize| -> Vec<u32> {
+        (from + 1..to + 1)
+            .map(|i| *document.get(i).unwrap_or(&0))
+            .collect()
+    };
+    let mut acts = Activations::for_inference();
+    let batch = Batch::documents(&[document]);
+    model.forward(&cpu, &batch, &mut acts, None);
+    model.forward_mtp(&cpu, &batch, &next(0, document.len()), &mut acts, None);
+    let (rows, mut whole): (Vec<u32>, _) = ((0..document.len() as u32).collect(), Vec::new());
+    model.mtp_logits(&cpu, &mut acts, &rows, &mut whole);
+    let (mut got, mut chunk, mut start) = (Vec::new(), Vec::new(), 0);
+    in_chunks(&model, document, &mut |batch, cache, rows| {
+        model.forward(&cpu, batch, &mut acts, Some(&mut *cache));
+        let end = start + rows.len();
+        model.forward_mtp(&cpu, batch, &next(start, end), &mut acts, Some(cache));
+        model.mtp_logits(&cpu, &mut acts, rows, &mut chunk);
+        got.extend_from_slice(&chunk);
+        start = end;
+    });
+    assert!(got == whole);
 }
