@@ -62,6 +62,10 @@ impl Backend for Cpu {
         self.grouped_nt(x, std::slice::from_ref(w), &[0, x.rows as u32], y, add);
     }
 
+    fn matmul_nt_each(&self, x: Mat, products: &mut [(&PackedWeight, MatMut)]) {
+        self.each_nt(x, products);
+    }
+
     fn matmul_nn(&self, dy: Mat, w: &PackedWeight, dx: MatMut, add: bool) {
         self.grouped_nn(dy, std::slice::from_ref(w), &[0, dy.rows as u32], dx, add);
     }

@@ -87,6 +87,40 @@ impl Cpu {
         self.by_rows(x, w, offsets, y, add, Direction::Nt);
     }
 
+    /// y = x wᵀ for each weight and its y.
+    pub(crate) fn each_nt(&self, x: Mat, products: &mut [(&PackedWeight, MatMut)]) {
+        x.check();
+        let few_bits = products.iter().filter(|(w, _)| w.quantised().is_some());
+        let few_bits = few_bits.count();
+        if few_bits > 0 {
+            assert_eq!(few_bits, products.len(), "all weights in few bits, or none");
+            let products = products.iter_mut();
+            let each = products.filter_map(|(w, y)| Some((w.quantised()?, y.reborrow())));
+            self.quantised_each(x, &mut each.collect::<Vec<_>>());
+            return;
+        }
+        let precision = products
+            .first()
+            .map_or(Precision::F32, |(w, _)| w.precision());
+        let each = products.iter_mut().map(|(w, y)| {
+            assert_eq!(w.precision(), precision, "weights of one precision");
+            let (k, columns) = w.shape(Direction::Nt);
+            assert_eq!((x.cols, y.rows, y.cols), (k, x.rows, columns), "x and y");
+            y.check();
+            Product {
+                a: x,
+                a_transposed: false,
+                b: Right::Weight(w, Direction::Nt),
+                c: y.data.as_mut_ptr(),
+                c_stride: y.stride,
+                rows: x.rows,
+                columns,
+                k,
+            }
+        });
+        self.multiply(precision, &each.collect::<Vec<_>>(), false);
+    }
+
     /// dx (+)= dy w for each group of rows.
     pub(crate) fn grouped_nn(
         &self,

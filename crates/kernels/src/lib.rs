@@ -84,6 +84,10 @@ pub trait Backend: Sync {
     /// y (+)= x wᵀ; x `[tokens, in_features]`, y `[tokens, out_features]`.
     fn matmul_nt(&self, x: Mat, w: &PackedWeight, y: MatMut, add: bool);
 
+    /// [`Backend::matmul_nt`] of one x with several weights, each to its own y: x is converted
+    /// once, and threads wait once.
+    fn matmul_nt_each(&self, x: Mat, products: &mut [(&PackedWeight, MatMut)]);
+
     /// dx (+)= dy w.
     fn matmul_nn(&self, dy: Mat, w: &PackedWeight, dx: MatMut, add: bool);
 

@@ -245,8 +245,6 @@ impl Cpu {
         assert_eq!(x.rows, y.rows, "rows of x and y");
         x.check();
         y.check();
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let records = self.round_rows(x, &mut scratch).as_ptr();
         let blocks = x.cols.div_ceil(BLOCK);
         let c = y.data.as_mut_ptr();
         let jobs = w.iter().zip(offsets.windows(2)).map(|(w, o)| {
@@ -255,8 +253,9 @@ impl Cpu {
             let (first, end) = (o[0] as usize, o[1] as usize);
             Job {
                 bits: w.bits,
-                // Pointers of an empty group may be past the end; they are never used.
-                x: records.wrapping_add(first * blocks * RECORD),
+                first_record: first * blocks,
+                x: std::ptr::null(),
+                // The pointer of an empty group may be past the end; it is never used.
                 panels: w.words().as_ptr(),
                 c: c.wrapping_add(first * y.stride),
                 c_stride: y.stride,
@@ -266,7 +265,38 @@ impl Cpu {
                 add,
             }
         });
-        let jobs: Vec<Job> = jobs.collect();
+        self.run_jobs(path, x, jobs.collect());
+    }
+
+    /// y = x wᵀ for each weight and its y.
+    pub(crate) fn quantised_each(&self, x: Mat, products: &mut [(&QuantPanels, MatMut)]) {
+        let jobs = products.iter_mut().map(|(w, y)| {
+            let shape = (w.in_features, x.rows, w.out_features);
+            assert_eq!((x.cols, y.rows, y.cols), shape, "x and y");
+            y.check();
+            Job {
+                bits: w.bits,
+                first_record: 0,
+                x: std::ptr::null(),
+                panels: w.words().as_ptr(),
+                c: y.data.as_mut_ptr(),
+                c_stride: y.stride,
+                rows: x.rows,
+                columns: y.cols,
+                blocks: x.cols.div_ceil(BLOCK),
+                add: false,
+            }
+        });
+        self.run_jobs(Path::of(self.isa), x, jobs.collect());
+    }
+
+    /// Rounds x and runs the jobs over its records.
+    fn run_jobs(&self, path: Path, x: Mat, mut jobs: Vec<Job>) {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let records = self.round_rows(x, &mut scratch).as_ptr();
+        for job in &mut jobs {
+            job.x = records.wrapping_add(job.first_record * RECORD);
+        }
         let work: usize = jobs.iter().map(Job::work).sum();
         let wanted = (8 * self.threads()).min(work / MIN_ITEM).max(1);
         let items = split(&jobs, wanted);

@@ -10,20 +10,20 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
-/// Read bandwidth of all threads together, bytes per second: the best of five passes over a
-/// buffer far larger than any cache.
-fn read_bandwidth(threads: usize) -> f64 {
-    let words = vec![1u64; (1 << 30) / 8];
-    let pass = || {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for part in words.chunks(words.len().div_ceil(threads)) {
-                scope.spawn(move || black_box(part.iter().fold(0u64, |a, &b| a.wrapping_add(b))));
-            }
-        });
-        8.0 * words.len() as f64 / start.elapsed().as_secs_f64()
-    };
-    (0..5).map(|_| pass()).fold(0.0, f64::max)
+/// Bytes per second that all threads together read from a buffer far larger than any cache.
+fn read_bandwidth(words: &[u64], threads: usize) -> f64 {
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for part in words.chunks(words.len().div_ceil(threads)) {
+            scope.spawn(move || black_box(part.iter().fold(0u64, |a, &b| a.wrapping_add(b))));
+        }
+    });
+    8.0 * words.len() as f64 / start.elapsed().as_secs_f64()
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// One token at a position of the only sequence.
@@ -41,6 +41,9 @@ fn step(token: u32, position: usize, blocks: usize) -> Batch {
     }
 }
 
+/// Tokens of a stretch, the first of which is not counted.
+const WARM: usize = 16;
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| args.iter().any(|arg| arg == name);
@@ -57,7 +60,6 @@ fn main() {
     };
     let tokens: usize = args.iter().find_map(|arg| arg.parse().ok()).unwrap_or(64);
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let bandwidth = read_bandwidth(threads);
     let cpu = Cpu::new(threads, Isa::best());
     let backend: &dyn Backend = &cpu;
     let precision = if has("f32") {
@@ -77,29 +79,41 @@ fn main() {
         .unwrap_or_else(|error| panic!("{error}"));
     let load = start.elapsed().as_secs_f64();
     let model = opened.model;
-    let blocks = (tokens + 8).div_ceil(16);
+    let words = vec![1u64; (1 << 30) / 8];
+    let blocks = (tokens + WARM).div_ceil(16);
     let mut cache = KvCache::new(&model.config, blocks, 16);
     let mut acts = Activations::for_inference();
     let (mut logits, mut token) = (Vec::new(), 1);
+    let (mut rates, mut bandwidths, mut shares) = (Vec::new(), Vec::new(), Vec::new());
     let mut start = Instant::now();
-    for position in 0..tokens + 8 {
-        if position == 8 {
-            start = Instant::now();
-        }
+    for position in 0..tokens + WARM {
         let batch = step(token, position, blocks);
         model.forward(backend, &batch, &mut acts, Some(&mut cache));
         model.logits(backend, &mut acts, &[0], &mut logits);
         let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
         token = best.unwrap_or(0) as u32;
+        // A shared machine changes by the second: each stretch of tokens has the bandwidth of
+        // its own moment beside it.
+        if (position + 1).is_multiple_of(WARM) {
+            let rate = WARM as f64 / start.elapsed().as_secs_f64();
+            let bandwidth = read_bandwidth(&words, threads);
+            if position >= WARM {
+                rates.push(rate);
+                bandwidths.push(bandwidth);
+                shares.push(opened.weight_bytes as f64 * rate / bandwidth);
+            }
+            start = Instant::now();
+        }
     }
-    let rate = tokens as f64 / start.elapsed().as_secs_f64();
+    let (rate, bandwidth) = (median(&mut rates), median(&mut bandwidths));
     let bytes = opened.weight_bytes as f64;
     println!(
         "load {load:.3} s  weights {:.1} MB  decode {rate:.2} tokens/s  {:.2} GB/s of weights  \
-         read bandwidth {:.2} GB/s  share {:.1} %",
+         read bandwidth {:.2} GB/s  share {:.1} % (medians of {} stretches)",
         bytes / 1e6,
         bytes * rate / 1e9,
         bandwidth / 1e9,
-        100.0 * bytes * rate / bandwidth
+        100.0 * median(&mut shares),
+        rates.len()
     );
 }

@@ -171,13 +171,17 @@ impl Gqa<'_> {
             Some(_) => (&mut acts.q_raw, &mut acts.k_raw),
             None => (&mut acts.q, &mut acts.k),
         };
-        for (weight, at, y) in [
-            (&weights.q_proj, &at.q_proj, q),
-            (&weights.k_proj, &at.k_proj, k),
-            (&weights.v_proj, &at.v_proj, &mut acts.v),
-        ] {
-            let mut y = MatMut::new(y, weight.out_features());
-            self.backend.matmul_nt(h, weight, y.reborrow(), false);
+        let products = [
+            (&weights.q_proj, q),
+            (&weights.k_proj, k),
+            (&weights.v_proj, &mut acts.v),
+        ];
+        let mut products = products.map(|(w, y)| (w, MatMut::new(y, w.out_features())));
+        self.backend.matmul_nt_each(h, &mut products);
+        for (at, (_, y)) in [&at.q_proj, &at.k_proj, &at.v_proj]
+            .into_iter()
+            .zip(products)
+        {
             self.add_bias(at, y);
         }
     }

@@ -201,9 +201,8 @@ impl Mla<'_> {
         cache: Option<(&mut KvCache, usize)>,
     ) {
         // 1. q = W_Q h, or W_UQ norm(W_DQ h)
-        self.project_queries(weights, at, acts);
         // 2. c, k_rope = W_DKV h
-        self.project_latent(weights, acts);
+        self.project(weights, at, acts);
         // 3. latent = norm(c), rotated k_rope; q_rope rotated
         self.norm_and_rotate(at, acts);
         // 4. q_latent = W_UKᵀ q_nope, q_rope
@@ -242,18 +241,23 @@ impl Mla<'_> {
         self.project_queries_backward(weights, at, acts, d, grads);
     }
 
-    fn project_queries(&self, weights: &MlaWeights, at: &MlaOffsets, acts: &mut LayerActivations) {
+    fn project(&self, weights: &MlaWeights, at: &MlaOffsets, acts: &mut LayerActivations) {
         let (backend, dims) = (self.backend, self.dims());
         let h = Mat::new(&acts.attention_input, dims.hidden);
+        let kv_a = MatMut::new(&mut acts.kv_a, dims.width);
+        let kv_a = (&weights.kv_a_proj_with_mqa, kv_a);
         let q = MatMut::new(&mut acts.q, dims.heads * dims.head_dim);
         match (&weights.query, &at.query) {
-            (QueryWeights::Direct { q_proj }, _) => backend.matmul_nt(h, q_proj, q, false),
+            (QueryWeights::Direct { q_proj }, _) => {
+                backend.matmul_nt_each(h, &mut [(q_proj, q), kv_a]);
+            }
             (
                 QueryWeights::LowRank { q_a_proj, q_b_proj },
                 QueryOffsets::LowRank { q_a_layernorm, .. },
             ) => {
                 let r = q_a_proj.out_features();
-                backend.matmul_nt(h, q_a_proj, MatMut::new(&mut acts.q_a, r), false);
+                let q_a = (q_a_proj, MatMut::new(&mut acts.q_a, r));
+                backend.matmul_nt_each(h, &mut [q_a, kv_a]);
                 let weight = self.params.get(q_a_layernorm);
                 let normed = MatMut::new(&mut acts.q_a_normed, r);
                 let q_a = Mat::new(&acts.q_a, r);
@@ -311,14 +315,6 @@ impl Mla<'_> {
             }
             _ => unreachable!("weights and layout come from one configuration"),
         }
-    }
-
-    fn project_latent(&self, weights: &MlaWeights, acts: &mut LayerActivations) {
-        let dims = self.dims();
-        let h = Mat::new(&acts.attention_input, dims.hidden);
-        let kv_a = MatMut::new(&mut acts.kv_a, dims.width);
-        self.backend
-            .matmul_nt(h, &weights.kv_a_proj_with_mqa, kv_a, false);
     }
 
     /// Writes d.normed.

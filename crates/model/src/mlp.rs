@@ -152,8 +152,11 @@ impl SwigluWeights {
         acts.resize(x.rows * width);
         let SwigluActivations { gate, up, product } = acts;
         // 1. gate, up
-        backend.matmul_nt(x, &self.gate_proj, MatMut::new(gate, width), false);
-        backend.matmul_nt(x, &self.up_proj, MatMut::new(up, width), false);
+        let gate_up = &mut [
+            (&self.gate_proj, MatMut::new(gate, width)),
+            (&self.up_proj, MatMut::new(up, width)),
+        ];
+        backend.matmul_nt_each(x, gate_up);
         // 2. product = silu(gate) * up
         let to = MatMut::new(product, width);
         backend.swiglu(Mat::new(gate, width), Mat::new(up, width), to);

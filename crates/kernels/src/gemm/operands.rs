@@ -88,7 +88,7 @@ fn pieces(precision: Precision, products: &[Product]) -> Vec<Piece> {
                 units: first..units.min(first + PIECE),
             }));
         };
-        if precision == Precision::Bf16 {
+        if precision == Precision::Bf16 && !(product > 0 && p.has_a_of(&products[0])) {
             split(Operand::A, if p.a_transposed { depth } else { p.rows });
         }
         if matches!(p.b, Right::Rows(_)) {
@@ -99,6 +99,12 @@ fn pieces(precision: Precision, products: &[Product]) -> Vec<Piece> {
 }
 
 impl<'a> Product<'a> {
+    /// Whether its `a` is that of another, which is then converted once for both.
+    fn has_a_of(&self, other: &Product) -> bool {
+        let shape = |p: &Product| (p.a.data.as_ptr(), p.a.stride, p.rows, p.k, p.a_transposed);
+        shape(self) == shape(other)
+    }
+
     /// Writes the lanes of one piece into scratch.
     fn convert(
         &self,
@@ -216,10 +222,11 @@ pub(super) fn reserve(
     products: &[Product],
 ) -> Vec<Scratch> {
     let mut used = 0;
-    let places = products.iter().map(|p| {
+    let places = products.iter().enumerate().map(|(i, p)| {
         let depth = precision.lanes(p.k);
-        let a = used;
-        if precision == Precision::Bf16 {
+        let shared = i > 0 && p.has_a_of(&products[0]);
+        let a = if shared { 0 } else { used };
+        if precision == Precision::Bf16 && !shared {
             used += depth * p.rows;
         }
         // Panels start on a cache line of the buffer.

@@ -14,6 +14,8 @@ const AHEAD: usize = 4096;
 #[derive(Clone, Copy)]
 pub(super) struct Job {
     pub bits: Bits,
+    /// The first row's, among the records of the call.
+    pub first_record: usize,
     /// Records, `blocks` to a row.
     pub x: *const u32,
     pub panels: *const u32,

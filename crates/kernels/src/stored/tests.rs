@@ -460,3 +460,96 @@ fn a_token_beyond_the_weight_is_named() {
     let w = example.store(&cpu, Keep::Rows, Precision::F32, false);
     cpu.embedding_of(&[2, 3], &w, MatMut::new(&mut [0.0; 8], 4));
 }
+
+/// One x with several weights at once, in every form: each product is what it is alone.
+#[test]
+fn several_weights_of_one_x_are_each_product_alone() {
+    let chance = crate::Chance::new(11, crate::Purpose::Problem);
+    let normals = |stream: u64, n: usize| -> Vec<f32> {
+        (0..n)
+            .map(|i| chance.normal(stream, i as u32) as f32)
+            .collect()
+    };
+    for (keep, precision) in [
+        (Keep::Panels, Precision::F32),
+        (Keep::Panels, Precision::Bf16),
+        (Keep::Rows, Precision::Bf16),
+        (Keep::Q8, Precision::Bf16),
+        (Keep::Q4, Precision::Bf16),
+    ] {
+        for (threads, rows, k) in [(1, 1, 70), (2, 5, 70), (3, 40, 130)] {
+            let cpu = Cpu::new(threads, Isa::best());
+            let x = normals(1, rows * k);
+            let x = crate::Mat::new(&x, k);
+            let weights = [33, 64, 7].map(|out| {
+                let values = normals(out as u64, out * k);
+                let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                let matrix = StoredMatrix {
+                    rows: out,
+                    cols: k,
+                    dtype: Dtype::F32,
+                    source: RowSource::Memory(Bytes::from(bytes)),
+                    scales: None,
+                };
+                cpu.store_weight(&matrix, keep, precision)
+                    .expect("in memory")
+            });
+            let mut alone = weights
+                .each_ref()
+                .map(|w| vec![0.0; rows * w.out_features()]);
+            for (w, y) in weights.iter().zip(&mut alone) {
+                let y = crate::MatMut::new(y, w.out_features());
+                crate::Backend::matmul_nt(&cpu, x, w, y, false);
+            }
+            let mut together = weights
+                .each_ref()
+                .map(|w| vec![7.0; rows * w.out_features()]);
+            let outputs = weights.iter().zip(&mut together);
+            let outputs = outputs.map(|(w, y)| (w, crate::MatMut::new(y, w.out_features())));
+            crate::Backend::matmul_nt_each(&cpu, x, &mut outputs.collect::<Vec<_>>());
+            assert!(alone == together, "{keep:?} {precision:?} {rows} rows");
+        }
+    }
+}
+
+/// What few bits keep of a file's rows is what they keep of the same values in f32.
+#[test]
+fn few_bits_of_a_file_are_those_of_its_values() {
+    let chance = crate::Chance::new(12, crate::Purpose::Problem);
+    let (rows, cols) = (70, 45);
+    let values: Vec<f32> = (0..rows * cols)
+        .map(|i| chance.normal(0, i as u32) as f32)
+        .collect();
+    let bf16: Vec<u16> = values.iter().map(|v| (v.to_bits() >> 16) as u16).collect();
+    let widened: Vec<f32> = bf16
+        .iter()
+        .map(|&b| f32::from_bits(u32::from(b) << 16))
+        .collect();
+    for (keep, bits) in [(Keep::Q8, Bits::Eight), (Keep::Q4, Bits::Four)] {
+        for threads in [1, 3] {
+            let cpu = Cpu::new(threads, Isa::best());
+            let matrix = StoredMatrix {
+                rows,
+                cols,
+                dtype: Dtype::Bf16,
+                source: RowSource::Memory(Bytes::from(
+                    bf16.iter()
+                        .flat_map(|b| b.to_le_bytes())
+                        .collect::<Vec<u8>>(),
+                )),
+                scales: None,
+            };
+            let kept = cpu
+                .store_weight(&matrix, keep, Precision::Bf16)
+                .expect("in memory");
+            let mut panels = QuantPanels::new(bits, rows, cols);
+            cpu.quantise(crate::Mat::new(&widened, cols), &mut panels);
+            for row in 0..rows {
+                let (mut got, mut want) = (vec![0.0; cols], vec![0.0; cols]);
+                kept.read_row(row, &mut got);
+                panels.read_row(row, &mut want);
+                assert!(got == want, "{keep:?} row {row}");
+            }
+        }
+    }
+}
