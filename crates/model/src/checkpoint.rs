@@ -15,6 +15,7 @@ mod weights;
 
 pub use folder::{recover_folder, write_folder};
 pub use publish::write_atomic;
+pub use safetensors::check_safetensors;
 pub use tensors::{NamedTensor, TensorData, read_tensors, write_tensors};
 pub use weights::{NonFinite, Weights, read_weights};
 

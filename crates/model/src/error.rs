@@ -162,3 +162,25 @@ pub(crate) fn shown(name: &str) -> String {
     }
     escaped
 }
+
+/// A parser's error, which may quote the file at any length: control characters escaped, and the
+/// middle cut out, because the place stands at the end.
+pub(crate) fn brief_reason(error: &impl fmt::Display) -> String {
+    const START: usize = 240;
+    const END: usize = 80;
+    let text = error.to_string();
+    let length = text.chars().count();
+    let mut brief = String::new();
+    for (at, character) in text.chars().enumerate() {
+        if length > START + END && (START..length - END).contains(&at) {
+            if at == START {
+                brief.push('…');
+            }
+        } else if character.is_control() {
+            brief.extend(character.escape_debug());
+        } else {
+            brief.push(character);
+        }
+    }
+    brief
+}

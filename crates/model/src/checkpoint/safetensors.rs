@@ -15,7 +15,8 @@ use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAcces
 use super::float::{bf16_to_f32, f16_to_f32};
 use super::positioned::read_exact_at;
 use crate::config::MAX_TENSORS;
-use crate::error::{Error, shown};
+use crate::error::{Error, brief_reason, shown};
+use crate::open::StoredTensor;
 
 /// The limit of the format's own implementation.
 const LARGEST_HEADER: u64 = 100_000_000;
@@ -42,26 +43,11 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Checks the whole header: no overlap, no gap, nothing beyond the end, every range as long as
-    /// shape and dtype say. Allocates no more than the header's own size.
-    pub fn new(mut file: File, path: &Path) -> Result<Reader, Error> {
+    /// Checks the whole header; see [`read_header`].
+    pub fn new(file: File, path: &Path) -> Result<Reader, Error> {
         let fail = |error: std::io::Error| Error::file(path, format!("cannot be read: {error}"));
         let file_bytes = file.metadata().map_err(fail)?.len();
-        let header_bytes = header_length(&mut file, path, file_bytes)?;
-        let mut header = vec![0; header_bytes];
-        file.read_exact(&mut header).map_err(fail)?;
-        if header.first() != Some(&b'{') {
-            return Err(Error::file(
-                path,
-                "the header does not start with `{`: not safetensors",
-            ));
-        }
-        let text = std::str::from_utf8(&header)
-            .map_err(|_| Error::file(path, "the header is not UTF-8; fetch the file again"))?;
-        let header: Header = serde_json::from_str(text)
-            .map_err(|error| Error::file(path, format!("bad header: {error}")))?;
-        let data_start = 8 + header_bytes as u64;
-        let entries = check_ranges(header.0, path, data_start, file_bytes)?;
+        let entries = read_header(&file, path, file_bytes)?;
         Ok(Reader {
             path: path.to_path_buf(),
             file,
@@ -137,7 +123,46 @@ fn widen(bytes: &[u8], dtype: &str, out: &mut [f32]) {
     }
 }
 
-fn header_length(file: &mut File, path: &Path, file_bytes: u64) -> Result<usize, Error> {
+/// Checks the header of a safetensors file that is in memory, and lists its tensors in the order of
+/// their data; `path` only names the file in errors. The same code reads the files of a folder.
+///
+/// # Errors
+/// [`Error::File`] naming what is wrong and the tensor: a length, type, shape or range that lies, a
+/// name there twice, bytes that no tensor covers.
+pub fn check_safetensors(bytes: &[u8], path: &Path) -> Result<Vec<StoredTensor>, Error> {
+    let entries = read_header(bytes, path, bytes.len() as u64)?;
+    let tensors = entries.into_iter().map(|entry| StoredTensor {
+        name: entry.name,
+        dtype: entry.dtype,
+        shape: entry.shape,
+        bytes: entry.bytes,
+    });
+    Ok(tensors.collect())
+}
+
+/// Reads a header from the start of a file of `file_bytes` bytes and checks all of it: no overlap,
+/// no gap, nothing beyond the end, every range as long as shape and dtype say. Allocates no more
+/// than a few times the header's own size.
+fn read_header(mut source: impl Read, path: &Path, file_bytes: u64) -> Result<Vec<Entry>, Error> {
+    let header_bytes = header_length(&mut source, path, file_bytes)?;
+    let mut header = vec![0; header_bytes];
+    source
+        .read_exact(&mut header)
+        .map_err(|error| Error::file(path, format!("cannot be read: {error}")))?;
+    if header.first() != Some(&b'{') {
+        return Err(Error::file(
+            path,
+            "the header does not start with `{`: not safetensors",
+        ));
+    }
+    let text = std::str::from_utf8(&header)
+        .map_err(|_| Error::file(path, "the header is not UTF-8; fetch the file again"))?;
+    let header: Header = serde_json::from_str(text)
+        .map_err(|error| Error::file(path, format!("bad header: {}", brief_reason(&error))))?;
+    check_ranges(header.0, path, 8 + header_bytes as u64, file_bytes)
+}
+
+fn header_length(source: &mut impl Read, path: &Path, file_bytes: u64) -> Result<usize, Error> {
     let mut prefix = [0; 8];
     if file_bytes < 8 {
         let message = format!(
@@ -145,7 +170,8 @@ fn header_length(file: &mut File, path: &Path, file_bytes: u64) -> Result<usize,
         );
         return Err(Error::file(path, message));
     }
-    file.read_exact(&mut prefix)
+    source
+        .read_exact(&mut prefix)
         .map_err(|error| Error::file(path, format!("cannot be read: {error}")))?;
     if &prefix == b"version " {
         let message = "a Git LFS pointer, not the weights; run `git lfs pull` in its folder";
@@ -337,7 +363,8 @@ impl<'de> Deserialize<'de> for Header {
                         continue;
                     }
                     let entry = map.next_value().map_err(|error| {
-                        de::Error::custom(format_args!("tensor `{shown_name}`: {error}"))
+                        let reason = brief_reason(&error);
+                        de::Error::custom(format_args!("tensor `{shown_name}`: {reason}"))
                     })?;
                     tensors.push((name, entry));
                 }

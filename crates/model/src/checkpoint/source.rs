@@ -10,7 +10,7 @@ use super::folder::{open_inside, read_small_file};
 use super::rows::{FilePart, TensorRows, TensorSource};
 use super::safetensors::{Entry, Reader, is_float};
 use crate::config::Config;
-use crate::error::{Error, shown};
+use crate::error::{Error, brief_reason, shown};
 use crate::layout::{Layout, TensorSpec};
 use crate::mtp::{is_mtp, shared_copies};
 use crate::open::StoredTensor;
@@ -335,8 +335,10 @@ fn read_index(dir: &Path) -> Result<BTreeMap<String, String>, Error> {
     }
     let bytes = read_small_file(dir, INDEX, LARGEST_INDEX)?;
     let path = dir.join(INDEX);
-    let index: Index = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::file(&path, format!("not a weight index: {error}")))?;
+    let index: Index = serde_json::from_slice(&bytes).map_err(|error| {
+        let reason = brief_reason(&error);
+        Error::file(&path, format!("not a weight index: {reason}"))
+    })?;
     if index.weight_map.is_empty() {
         return Err(Error::file(
             &path,

@@ -10,7 +10,7 @@ use super::file::Gguf;
 use super::rope::llama3_scaling;
 use super::tensors::{head_count, known_architecture, per_layer};
 use super::tokenizer::token_id;
-use crate::error::Error;
+use crate::error::{Error, shown};
 
 /// The text of a Hugging Face `config.json`: `model_type` `llama`, `qwen2`, `qwen3`, `qwen3_moe`,
 /// `deepseek_v2` (softmax router) or `deepseek_v3` (sigmoid), with the old spelling of RoPE's
@@ -370,7 +370,7 @@ impl Keys<'_> {
             ("yarn", Some(factor)) => self.yarn(factor).map(Some),
             ("yarn", None) => Err(self.gguf.bad_key(&key, "is `yarn`, without a factor")),
             (other, _) => {
-                let message = format!("is `{other}`; known are none, linear and yarn");
+                let message = format!("is `{}`; known are none, linear and yarn", shown(other));
                 Err(self.gguf.bad_key(&key, message))
             }
         }
@@ -396,15 +396,18 @@ impl Keys<'_> {
         if let Some(attention) = attention {
             set("attention_factor", json!(attention));
         }
-        if let Some(log) = self
-            .gguf
-            .f32(&self.key("rope.scaling.yarn_log_multiplier"))?
+        let name = "rope.scaling.yarn_log_multiplier";
+        if let Some(log) = self.float_or_none(name)?
             && self.arch == "deepseek2"
             && log != 0.0
         {
             // The converter stored a tenth of `mscale_all_dim`, and not `mscale`: they are equal
             // in every published model.
-            let mscale = decimal((decimal(log) / 0.1) as f32);
+            let mscale = decimal((log / 0.1) as f32);
+            if !mscale.is_finite() {
+                let message = format!("is {log}, too large a number");
+                return Err(self.gguf.bad_key(&self.key(name), message));
+            }
             set("mscale", json!(mscale));
             set("mscale_all_dim", json!(mscale));
         }

@@ -6,7 +6,7 @@
 use serde_json::Value as Json;
 
 use super::value::Value;
-use crate::error::Error;
+use crate::error::{Error, shown};
 
 /// The metadata of a model, without its tokenizer, in the order of llama.cpp's converters.
 ///
@@ -141,7 +141,7 @@ impl<'a> Fields<'a> {
             Some("qwen3_moe") => Ok("qwen3moe"),
             Some("deepseek_v2" | "deepseek_v3") => Ok("deepseek2"),
             other => {
-                let other = other.unwrap_or("(absent)");
+                let other = shown(other.unwrap_or("(absent)"));
                 let message = format!("{other} has no GGUF architecture that is written here");
                 Err(Error::field("model_type", message))
             }
@@ -194,7 +194,7 @@ impl<'a> Fields<'a> {
             }
             Some("yarn") => rope.yarn_keys(out)?,
             Some(other) => {
-                let message = format!("`{other}` is not written to GGUF");
+                let message = format!("`{}` is not written to GGUF", shown(other));
                 return Err(Error::field("rope_scaling.rope_type", message));
             }
         }
@@ -241,7 +241,7 @@ impl<'a> Fields<'a> {
                 "softmax" => 1,
                 "sigmoid" => 2,
                 other => {
-                    let message = format!("`{other}` is not written to GGUF");
+                    let message = format!("`{}` is not written to GGUF", shown(other));
                     return Err(Error::field("scoring_func", message));
                 }
             };
