@@ -1,10 +1,11 @@
 """Writes golden/gguf/: what llama.cpp's own Python package makes of GGUF, for the tests of `model`.
 
-How to run (any folder; a second):
+`make.py` runs it with the rest, and sums the files up in SHA256SUMS. Alone it takes a second and
+needs gguf and numpy of requirements.txt only:
 
-    python3 -m venv /tmp/golden && /tmp/golden/bin/pip install gguf==0.19.0 numpy==2.4.6
-    /tmp/golden/bin/python golden/gguf_blocks.py            # rewrites golden/gguf/
-    /tmp/golden/bin/python golden/gguf_blocks.py --check    # makes it again and compares bytes
+    python3 -m venv /tmp/gguf && /tmp/gguf/bin/pip install gguf==0.19.0 numpy==2.4.6
+    /tmp/gguf/bin/python golden/gguf_blocks.py --check    # makes them again and compares bytes
+    /tmp/gguf/bin/python golden/gguf_blocks.py            # rewrites them, and not SHA256SUMS
 
 blocks.gguf, written by gguf.GGUFWriter:
   stored.<type>     random blocks of that type, scales over all finite binary16 values
@@ -129,13 +130,17 @@ def write_names(path):
     path.write_text(json.dumps(pairs, indent=1) + "\n")
 
 
+def write_all(folder):
+    write_blocks(folder / "blocks.gguf")
+    write_names(folder / "names.json")
+
+
 def main():
     folder = Path(__file__).parent / "gguf"
     check = sys.argv[1:] == ["--check"]
     with tempfile.TemporaryDirectory() as scratch:
         to = Path(scratch) if check else folder
-        write_blocks(to / "blocks.gguf")
-        write_names(to / "names.json")
+        write_all(to)
         if not check:
             return 0
         files = ["blocks.gguf", "names.json"]

@@ -80,7 +80,7 @@ Each folder golden/<case>/ holds
     balance_loss_paper, balance_paper_grad.<t of a router>   f_i by eq. 18 as printed: no bias in it
   facts.json         what the numbers look like: margins, spread, how far bf16 is from exact, how
                      far each mistake of `cases.MISTAKES` would move the logits
-golden/grpo/grpo.json is described in `grpo.py`.
+golden/grpo/grpo.json is described in `grpo.py`, golden/gguf/ in `gguf_blocks.py`.
 """
 
 import argparse
@@ -91,6 +91,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import gguf
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
@@ -98,6 +99,7 @@ from transformers.utils import logging
 
 import cases
 import deepseek
+import gguf_blocks
 import grpo
 import ops
 import peer
@@ -460,6 +462,8 @@ def make_all(root):
         assert spellings[0] == spellings[1], "the same model under two spellings is the same model"
     (root / "grpo").mkdir()
     (root / "grpo" / "grpo.json").write_text(json.dumps(grpo.fixture()) + "\n")
+    (root / "gguf").mkdir()
+    gguf_blocks.write_all(root / "gguf")
     files = sorted(p for p in root.rglob("*") if p.is_file())
     sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(root)}\n" for p in files]
     (root / "SHA256SUMS").write_text("".join(sums))
@@ -496,6 +500,9 @@ def numbers(path):
     """Every number in a file, by name; a JSON file's leaves are named by their path."""
     if path.suffix == ".safetensors":
         return load_file(path)
+    if path.suffix == ".gguf":
+        tensors = gguf.GGUFReader(path).tensors
+        return {t.name: torch.from_numpy(t.data.copy()).double() for t in tensors}
     leaves = {}
 
     def walk(at, value):

@@ -5,6 +5,7 @@
 
 pub(crate) mod float;
 mod folder;
+mod gguf_source;
 mod positioned;
 mod publish;
 mod rows;
@@ -19,10 +20,13 @@ pub use safetensors::check_safetensors;
 pub use tensors::{NamedTensor, TensorData, read_tensors, write_tensors};
 pub use weights::{NonFinite, Weights, read_weights};
 
-pub(crate) use folder::read_small_file;
+pub(crate) use folder::{Contents, WeightFiles, read_small_file, small_file};
+pub(crate) use gguf_source::GgufSource;
+pub(crate) use publish::{Disk, replace_file};
 pub(crate) use rows::{Counting, Expanded, TensorSource};
-pub(crate) use source::Source;
-pub(crate) use weights::read_all;
+pub(crate) use safetensors::{Planned, header};
+pub(crate) use source::{FP8, Source, scale_name};
+pub(crate) use weights::{read_all, write_values};
 
 /// How [`write_folder`] stores the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -126,7 +126,7 @@ fn fmt_mismatch(f: &mut fmt::Formatter<'_>, path: &Path, differences: &[String])
     };
     write!(
         f,
-        "{}: the weights do not fit config.json, {count} {noun}; check that both files belong to \
+        "{}: the weights do not fit their configuration, {count} {noun}; check that both belong to \
          the same model",
         path.display()
     )?;
@@ -137,6 +137,13 @@ fn fmt_mismatch(f: &mut fmt::Formatter<'_>, path: &Path, differences: &[String])
         write!(f, "\n  and {} more", count - SHOWN_DIFFERENCES)?;
     }
     Ok(())
+}
+
+/// While a file is written, only `io::Error` comes through; this one is taken out again behind it.
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> std::io::Error {
+        std::io::Error::other(error)
+    }
 }
 
 impl std::error::Error for Error {

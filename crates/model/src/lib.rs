@@ -10,6 +10,7 @@ mod block;
 mod checkpoint;
 mod config;
 mod error;
+mod export;
 pub mod gguf;
 mod gqa;
 mod layout;
@@ -31,6 +32,7 @@ pub use config::{
     RopeScaling, ScoringFunc, TopkMethod, YarnScaling,
 };
 pub use error::Error;
+pub use export::ExportDtype;
 pub use layout::{
     AttentionOffsets, GqaOffsets, LayerOffsets, Layout, LinearOffsets, MlaOffsets, MlpOffsets,
     MoeOffsets, MtpOffsets, QueryOffsets, SwigluOffsets, TensorSpec,

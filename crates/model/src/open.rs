@@ -1,14 +1,20 @@
 //! Opening a checkpoint for inference: matrices in the form that products read, nothing twice.
 
 use crate::block::{Maker, Role};
-use crate::checkpoint::{Counting, Expanded, NonFinite, Source, TensorSource, Weights, read_all};
+use crate::checkpoint::{
+    Counting, Expanded, GgufSource, NonFinite, Source, TensorSource, Weights, read_all,
+};
 use crate::config::Config;
 use crate::error::{Error, shown};
+use crate::gguf::GgufTokenizer;
 use crate::layout::{Layout, TensorSpec};
 use crate::model::{Model, Numerics};
+use crate::mtp::is_mtp;
 use crate::params::{Params, Vectors};
 use kernels::{Backend, Dtype, Keep, PackedWeight, RowSource, StoredMatrix};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -71,24 +77,66 @@ pub struct StoredTensor {
 pub struct Checkpoint {
     path: PathBuf,
     config: Config,
-    source: Box<dyn TensorSource>,
+    pub(crate) files: Files,
+}
+
+/// Where the weights are.
+pub(crate) enum Files {
+    Folder(Source),
+    Gguf(GgufSource),
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face folder. Nothing of the model's size is read or allocated.
+    /// Opens a Hugging Face folder, a GGUF file, or a folder that holds one GGUF file and no
+    /// safetensors. Nothing of the model's size is read or allocated.
     ///
     /// # Errors
     /// What is missing, mis-shaped or unreadable, by file and tensor, all at once.
     pub fn open(path: &Path) -> Result<Checkpoint, Error> {
-        let mut config = Config::read(path)?;
-        let source = Source::open(path)?;
-        source.leave_out_absent_mtp(&mut config);
-        source.check(&config, &Layout::new(&config))?;
+        let gguf = gguf_file(path)?;
+        let (path, mut config, files) = match gguf {
+            Some(file) => {
+                let source = GgufSource::open(&file)?;
+                (file, source.config()?, Files::Gguf(source))
+            }
+            None => {
+                let config = Config::read(path)?;
+                (
+                    path.to_path_buf(),
+                    config,
+                    Files::Folder(Source::open(path)?),
+                )
+            }
+        };
+        leave_out_absent_mtp(&mut config, files.source());
+        files.source().check(&config, &Layout::new(&config))?;
         Ok(Checkpoint {
-            path: path.to_path_buf(),
+            path,
             config,
-            source: Box::new(source),
+            files,
         })
+    }
+
+    /// The folder, or the GGUF file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the weights are in a GGUF file, which holds configuration and tokenizer too.
+    pub fn is_gguf(&self) -> bool {
+        matches!(self.files, Files::Gguf(_))
+    }
+
+    /// The tokenizer that a GGUF file holds; `None` if it holds none, and for a folder, whose
+    /// tokenizer is in files of its own.
+    ///
+    /// # Errors
+    /// Its keys do not fit each other, by file and key.
+    pub fn gguf_tokenizer(&self) -> Result<Option<GgufTokenizer>, Error> {
+        match &self.files {
+            Files::Folder(_) => Ok(None),
+            Files::Gguf(source) => GgufTokenizer::read(&source.gguf),
+        }
     }
 
     /// What the weights are of: as `config.json` says, but for a multi-token prediction layer that
@@ -99,7 +147,7 @@ impl Checkpoint {
 
     /// Every tensor of the files, in the order of their names.
     pub fn tensors(&self) -> Vec<StoredTensor> {
-        self.source.tensors()
+        self.files.source().tensors()
     }
 
     /// All weights in f32, for training.
@@ -108,7 +156,7 @@ impl Checkpoint {
     /// A tensor cannot be read, or memory does not suffice.
     pub fn weights(&self) -> Result<Weights, Error> {
         let layout = Layout::new(&self.config);
-        read_all(&*self.source, &self.config, &layout, &self.path)
+        read_all(self.files.source(), &self.config, &layout, &self.path)
     }
 
     /// The model for inference. `progress` is told bytes read and bytes in all.
@@ -122,7 +170,7 @@ impl Checkpoint {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Opened, Error> {
         if opening.loading == Loading::Map {
-            self.source.map()?;
+            self.files.source_mut().map()?;
         }
         if !opening.mtp {
             self.config.num_nextn_predict_layers = 0;
@@ -131,12 +179,72 @@ impl Checkpoint {
         Loader::new(
             &self.config,
             &layout,
-            &*self.source,
+            self.files.source(),
             opening,
             backend,
             progress,
         )
         .load()
+    }
+}
+
+impl Files {
+    pub fn source(&self) -> &dyn TensorSource {
+        match self {
+            Files::Folder(source) => source,
+            Files::Gguf(source) => source,
+        }
+    }
+
+    fn source_mut(&mut self) -> &mut dyn TensorSource {
+        match self {
+            Files::Folder(source) => source,
+            Files::Gguf(source) => source,
+        }
+    }
+}
+
+/// The GGUF file that a path means: itself, or the only one of a folder without safetensors.
+fn gguf_file(path: &Path) -> Result<Option<PathBuf>, Error> {
+    let ends_with = |path: &Path, ending: &str| {
+        let found = path.extension().and_then(OsStr::to_str);
+        found.is_some_and(|found| found.eq_ignore_ascii_case(ending))
+    };
+    if !path.is_dir() {
+        let is_one = path.is_file() && ends_with(path, "gguf");
+        return Ok(is_one.then(|| path.to_path_buf()));
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let file = entry.path();
+        if ends_with(&file, "safetensors") || file.ends_with("model.safetensors.index.json") {
+            return Ok(None);
+        }
+        if ends_with(&file, "gguf") {
+            found.push(file);
+        }
+    }
+    if found.len() > 1 {
+        let message = format!(
+            "holds {} GGUF files; give the path of one (the parts of a split model are joined \
+             with `llama-gguf-split --merge`)",
+            found.len()
+        );
+        return Err(Error::file(path, message));
+    }
+    Ok(found.pop())
+}
+
+/// Programs that do not know multi-token prediction save a model without its tensors and leave
+/// the field in the configuration: then there is none.
+fn leave_out_absent_mtp(config: &mut Config, source: &dyn TensorSource) {
+    if config.num_nextn_predict_layers == 0 {
+        return;
+    }
+    let layout = Layout::new(config);
+    let mut own = layout.tensors.iter().filter(|spec| is_mtp(config, spec));
+    if own.all(|spec| !source.has(&spec.name)) {
+        config.num_nextn_predict_layers = 0;
     }
 }
 

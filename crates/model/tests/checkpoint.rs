@@ -9,8 +9,11 @@ use model::{
 
 #[path = "small/folder.rs"]
 mod folder;
+#[path = "small/scratch.rs"]
+mod scratch;
 mod small;
-use folder::{Scratch, counting_weights, write_raw, write_small};
+use folder::{counting_weights, write_raw, write_small};
+use scratch::Scratch;
 use small::small_config;
 
 /// What lies in the folder, hidden files included.

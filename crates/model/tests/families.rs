@@ -162,6 +162,10 @@ fn each_family_is_read_with_what_it_leaves_unsaid() {
     let routed: Vec<usize> = (0..8).filter(|&i| sparse.is_moe_layer(i)).collect();
     assert_eq!(routed, [1, 5, 7]);
 
+    let mut renamed = qwen3_30b_a3b();
+    renamed["num_local_experts"] = renamed["num_experts"].take();
+    assert_eq!(read(&renamed), read(&qwen3_30b_a3b()));
+
     let llama = read(&llama_3_2_1b());
     assert!(matches!(llama.rope.scaling, RopeScaling::Llama3(_)));
     assert!(!llama.rope.interleave);

@@ -340,6 +340,40 @@ fn what_metadata_lacks_or_has_wrong_is_named() {
     assert!(empty.is_err());
 }
 
+/// llama.cpp multiplies 0.1 ln(factor) + 1 by the key; transformers' `attention_factor` stands for
+/// the product, DeepSeek-R1-0528-Qwen3-8B's `attn_factor` for the multiplier.
+#[test]
+fn yarns_factor_on_attention_is_the_same_product_in_a_file() {
+    for (field, value, key) in [
+        ("attn_factor", 0.8782488562869419, 0.8782488562869419),
+        ("attention_factor", 1.0, 0.8782488562869419),
+    ] {
+        let mut config = llama_3(8.0);
+        config["rope_scaling"] = json!({
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192,
+        });
+        config["rope_scaling"][field] = json!(value);
+        let metadata = metadata_of(&config, 0).unwrap();
+        let found = metadata
+            .iter()
+            .find(|(name, _)| name == "llama.rope.scaling.attn_factor");
+        let Some((_, Value::F32(found))) = found else {
+            panic!("{metadata:?}");
+        };
+        assert!((found - key as f32).abs() < 1e-6, "{field}: {found}");
+        let tensors = [("token_embd.weight", &[30, 4][..], &[][..])];
+        let read = config_of(&file(&metadata, &tensors));
+        let again = read["rope_scaling"]["attn_factor"].as_f64().unwrap();
+        assert!((again - key).abs() < 1e-6, "{read}");
+        // As llama.cpp's converter names it.
+        let mut theirs = metadata.clone();
+        for (name, _) in &mut theirs {
+            *name = name.replace("scaling.attn_factor", "scaling.yarn_attn_factor");
+        }
+        assert_eq!(config_of(&file(&theirs, &tensors)), read);
+    }
+}
+
 #[test]
 fn what_gguf_cannot_say_is_not_written() {
     let mut apart = published_v3();
@@ -348,10 +382,15 @@ fn what_gguf_cannot_say_is_not_written() {
     half_split["rope_interleave"] = json!(false);
     let mut window = llama_3(8.0);
     window["use_sliding_window"] = json!(true);
+    let mut sparse = llama_3(8.0);
+    sparse["model_type"] = json!("qwen3_moe");
+    sparse["norm_topk_prob"] = json!(true);
+    sparse["mlp_only_layers"] = json!([1]);
     for (config, field) in [
         (apart, "mscale"),
         (half_split, "rope_interleave"),
         (window, "use_sliding_window"),
+        (sparse, "mlp_only_layers"),
         (json!({ "model_type": "mamba" }), "model_type"),
         (json!({ "model_type": "llama" }), "num_hidden_layers"),
     ] {

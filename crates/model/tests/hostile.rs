@@ -8,8 +8,11 @@ use serde_json::json;
 
 #[path = "small/folder.rs"]
 mod folder;
+#[path = "small/scratch.rs"]
+mod scratch;
 mod small;
-use folder::{Scratch, counting_weights, write_raw, write_small};
+use folder::{counting_weights, write_raw, write_small};
+use scratch::Scratch;
 use small::small_config;
 
 fn read(dir: &Path) -> Result<model::Weights, Error> {

@@ -48,6 +48,25 @@ pub(super) fn e4m3_to_f32(bits: u8) -> f32 {
     }
 }
 
+/// Rounds to the nearest e4m3, ties to the even one; beyond 448 it is 448. NaN stays NaN.
+pub(crate) fn f32_to_e4m3(value: f32) -> u8 {
+    let sign = (value.to_bits() >> 24) as u8 & 0x80;
+    let magnitude = value.abs();
+    let code = if magnitude.is_nan() {
+        0x7f
+    } else if magnitude >= 448.0 {
+        0x7e
+    } else if magnitude < 1.0 / 64.0 {
+        // Subnormal: a multiple of 2^-9, and the product with a power of two is exact.
+        (magnitude * 512.0).round_ties_even() as u8
+    } else {
+        // The biases differ by 127 - 7, the mantissas by 20 bits.
+        let bits = magnitude.to_bits();
+        ((bits + 0x7_ffff + (bits >> 20 & 1) - (120 << 23)) >> 20) as u8
+    };
+    sign | code
+}
+
 /// A power of two: 2^(bits - 127); 255 is NaN.
 pub(super) fn e8m0_to_f32(bits: u8) -> f32 {
     match bits {
@@ -103,6 +122,51 @@ mod tests {
             }
         }
         assert_eq!(e4m3_to_f32(0x7e), 448.0);
+    }
+
+    /// The nearest of all 127 magnitudes, looked for one by one; of two the one with an even code.
+    fn nearest_e4m3(value: f32) -> u8 {
+        let distance = |code: u8| (f64::from(e4m3_to_f32(code)) - f64::from(value.abs())).abs();
+        let nearer = |&a: &u8, &b: &u8| {
+            distance(a)
+                .total_cmp(&distance(b))
+                .then((a & 1).cmp(&(b & 1)))
+        };
+        let code = (0..=0x7e).min_by(nearer).unwrap();
+        if value.is_sign_negative() {
+            code | 0x80
+        } else {
+            code
+        }
+    }
+
+    #[test]
+    fn e4m3_rounds_to_the_nearest_code() {
+        for code in 0..0x7e_u8 {
+            let (low, high) = (e4m3_to_f32(code), e4m3_to_f32(code + 1));
+            let tie = low + (high - low) / 2.0;
+            for value in [
+                low,
+                low.next_up(),
+                tie.next_down(),
+                tie,
+                tie.next_up(),
+                high,
+            ] {
+                for value in [value, -value] {
+                    assert_eq!(f32_to_e4m3(value), nearest_e4m3(value), "{value:e}");
+                }
+            }
+        }
+        for value in [448.0, 463.0, 465.0, 1e9, f32::MAX, f32::INFINITY] {
+            assert_eq!(
+                [f32_to_e4m3(value), f32_to_e4m3(-value)],
+                [0x7e, 0xfe],
+                "{value}"
+            );
+        }
+        assert_eq!(f32_to_e4m3(f32::NAN) & 0x7f, 0x7f);
+        assert_eq!(f32_to_e4m3(f32::MIN_POSITIVE), 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A model folder as a whole: opening files inside it, and replacing it in one piece.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Component, Path};
 
 use super::WeightDtype;
@@ -118,54 +118,86 @@ pub fn write_folder(
     extra_files: &[(&str, &[u8])],
     dtype: WeightDtype,
 ) -> Result<(), Error> {
-    let contents = Contents::new(config, layout, weights, extra_files, dtype);
-    contents.check_names()?;
-    let mut disk_is_fine = |_: &'static str| Ok(());
-    contents.replace(dir, &mut Disk::new(contents.bytes(), &mut disk_is_fine))
+    let mut contents = flat_contents(config, layout, weights, extra_files, dtype);
+    contents.publish(dir)
+}
+
+/// A folder of weights in a flat buffer.
+fn flat_contents<'a>(
+    config: &Config,
+    layout: &'a Layout,
+    weights: &'a [f32],
+    extra_files: &[(&str, &[u8])],
+    dtype: WeightDtype,
+) -> Contents<WeightsFile<'a>> {
+    let generation = config.to_generation_json();
+    let mut contents = Contents {
+        small_files: vec![
+            small_file("config.json", config.to_json(dtype).as_bytes()),
+            small_file("generation_config.json", generation.as_bytes()),
+        ],
+        weights: WeightsFile::new(layout, weights, dtype),
+    };
+    contents.add(extra_files);
+    contents
+}
+
+/// The files of a model folder that hold its weights, made as they are written.
+pub(crate) trait WeightFiles {
+    /// Plain names, in the order in which the files are written.
+    fn names(&self) -> Vec<String>;
+
+    /// Bytes of all of them.
+    fn bytes(&self) -> u64;
+
+    /// Writes file `number` of [`names`](WeightFiles::names) from start to end.
+    ///
+    /// # Errors
+    /// Those of `out`, and an [`Error`] of this crate turned into one.
+    fn write(&mut self, number: usize, out: &mut dyn Write) -> io::Result<()>;
+}
+
+/// A file of a few megabytes at most: its plain name and its contents.
+pub(crate) type SmallFile = (String, Vec<u8>);
+
+pub(crate) fn small_file(name: &str, bytes: &[u8]) -> SmallFile {
+    (name.to_string(), bytes.to_vec())
 }
 
 /// All that goes into a model folder.
-struct Contents<'a> {
-    small_files: Vec<(&'a str, Vec<u8>)>,
-    weights: WeightsFile<'a>,
+pub(crate) struct Contents<W> {
+    pub small_files: Vec<SmallFile>,
+    pub weights: W,
 }
 
-impl<'a> Contents<'a> {
-    fn new(
-        config: &Config,
-        layout: &'a Layout,
-        weights: &'a [f32],
-        extra_files: &[(&'a str, &[u8])],
-        dtype: WeightDtype,
-    ) -> Contents<'a> {
-        let mut small_files = vec![
-            ("config.json", config.to_json(dtype).into_bytes()),
-            (
-                "generation_config.json",
-                config.to_generation_json().into_bytes(),
-            ),
-        ];
-        small_files.extend(
-            extra_files
-                .iter()
-                .map(|&(name, bytes)| (name, bytes.to_vec())),
-        );
-        Contents {
-            small_files,
-            weights: WeightsFile::new(layout, weights, dtype),
-        }
+impl<W: WeightFiles> Contents<W> {
+    pub fn add(&mut self, extra_files: &[(&str, &[u8])]) {
+        let extra = extra_files.iter();
+        self.small_files
+            .extend(extra.map(|(name, bytes)| small_file(name, bytes)));
+    }
+
+    /// Makes the folder, or puts it in the place of the one that is there, as [`write_folder`]
+    /// says.
+    pub fn publish(&mut self, dir: &Path) -> Result<(), Error> {
+        self.check_names()?;
+        let mut disk_is_fine = |_: &'static str| Ok(());
+        let mut disk = Disk::new(self.bytes(), &mut disk_is_fine);
+        self.replace(dir, &mut disk)
     }
 
     fn check_names(&self) -> Result<(), Error> {
-        let mut seen = vec!["model.safetensors"];
-        for &(name, _) in &self.small_files {
-            let plain = Path::new(name).file_name().is_some_and(|last| last == name);
-            if !plain || name.starts_with('.') || seen.contains(&name) {
+        let mut seen = self.weights.names();
+        for (name, _) in &self.small_files {
+            let plain = Path::new(name)
+                .file_name()
+                .is_some_and(|last| last == name.as_str());
+            if !plain || name.starts_with('.') || seen.contains(name) {
                 let name = shown(name);
                 let message = format!("`{name}` cannot be an extra file: not plain, or taken");
                 return Err(Error::Usage(message));
             }
-            seen.push(name);
+            seen.push(name.clone());
         }
         Ok(())
     }
@@ -175,7 +207,7 @@ impl<'a> Contents<'a> {
         small as u64 + self.weights.bytes()
     }
 
-    fn replace(&self, dir: &Path, disk: &mut Disk) -> Result<(), Error> {
+    fn replace(&mut self, dir: &Path, disk: &mut Disk) -> Result<(), Error> {
         recover_folder(dir)?;
         let dir = behind_links(dir);
         let (parent, name) = parent_and_name(&dir)?;
@@ -198,13 +230,15 @@ impl<'a> Contents<'a> {
         done
     }
 
-    fn write(&self, temporary: &Path, disk: &mut Disk) -> Result<(), Error> {
+    fn write(&mut self, temporary: &Path, disk: &mut Disk) -> Result<(), Error> {
         disk.create_dir(temporary)?;
         for (name, bytes) in &self.small_files {
             disk.write_file(&temporary.join(name), &mut |out| out.write_all(bytes))?;
         }
-        let model = temporary.join("model.safetensors");
-        disk.write_file(&model, &mut |out| self.weights.write_to(out))?;
+        for (number, name) in self.weights.names().iter().enumerate() {
+            let weights = &mut self.weights;
+            disk.write_file(&temporary.join(name), &mut |out| weights.write(number, out))?;
+        }
         disk.sync_dir(temporary)
     }
 
@@ -226,7 +260,7 @@ impl<'a> Contents<'a> {
             let name = entry.map_err(unreadable)?.file_name();
             let name = name.to_string_lossy();
             let shard = name.starts_with("model-") && name.ends_with(".safetensors");
-            let ours = self.small_files.iter().any(|(small, _)| *small == name);
+            let ours = self.small_files.iter().any(|(small, _)| name == *small);
             if !shard && !ours && !MODEL_FILES.contains(&name.as_ref()) {
                 let message = format!(
                     "{}: holds `{}`, which is not part of a model and would be lost; choose \

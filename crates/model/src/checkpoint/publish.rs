@@ -11,7 +11,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 
 /// Every change to the disk passes through here, announced before it happens, so that a test can
 /// fail or stop each one of them in turn.
-pub(super) struct Disk<'a> {
+pub(crate) struct Disk<'a> {
     before: &'a mut dyn FnMut(&'static str) -> io::Result<()>,
     /// Bytes that the whole operation needs, for the message when there is no room.
     needed: u64,
@@ -23,6 +23,11 @@ impl<'a> Disk<'a> {
     }
 
     fn fail(&self, path: &Path, action: &'static str, source: io::Error) -> Error {
+        // What fills a file may fail in reading another one.
+        let source = match source.downcast::<Error>() {
+            Ok(error) => return error,
+            Err(source) => source,
+        };
         let path = path.to_path_buf();
         match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
@@ -125,7 +130,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 }
 
 /// As [`write_atomic`], for a file whose bytes `fill` makes.
-pub(super) fn replace_file(
+pub(crate) fn replace_file(
     disk: &mut Disk,
     path: &Path,
     fill: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,

@@ -39,6 +39,11 @@ pub(crate) trait TensorSource: Sync {
     /// It cannot be read.
     fn read_f32(&self, config: &Config, spec: &TensorSpec, out: &mut [f32]) -> Result<(), Error>;
 
+    /// Whether there is a tensor of this name.
+    fn has(&self, name: &str) -> bool {
+        self.stored_bytes(name) > 0
+    }
+
     /// Maps the files, for [`TensorRows::mapped`].
     ///
     /// # Errors

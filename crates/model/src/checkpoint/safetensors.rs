@@ -25,7 +25,7 @@ const LARGEST_RANK: usize = 8;
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// One tensor as the header describes it, its byte range checked against shape and file.
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub name: String,
     pub dtype: String,
     pub shape: Vec<usize>,
@@ -57,6 +57,18 @@ impl Reader {
 
     /// Hands the bytes of one tensor to `each`, in order, in chunks of whole 8-byte groups.
     pub fn stream(&self, index: usize, mut each: impl FnMut(&[u8])) -> Result<(), Error> {
+        self.try_stream(index, |bytes| {
+            each(bytes);
+            Ok(())
+        })
+    }
+
+    /// As [`stream`](Reader::stream), until `each` fails.
+    pub fn try_stream<E: From<Error>>(
+        &self,
+        index: usize,
+        mut each: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let entry = &self.entries[index];
         let fail = |error: std::io::Error| {
             let name = shown(&entry.name);
@@ -71,7 +83,7 @@ impl Reader {
         while at < end {
             let part = &mut chunk[..CHUNK_BYTES.min((end - at) as usize)];
             read_exact_at(&self.file, part, at).map_err(fail)?;
-            each(part);
+            each(part)?;
             at += part.len() as u64;
         }
         Ok(())
@@ -195,9 +207,9 @@ fn header_length(source: &mut impl Read, path: &Path, file_bytes: u64) -> Result
     Ok(length as usize)
 }
 
-/// Bytes of a tensor, or `None` if that overflows, is no whole number, or the type is unknown.
-fn tensor_bytes(shape: &[u64], dtype: &str) -> Option<u64> {
-    let bits: u64 = match dtype {
+/// Bits of an element, or `None` if the type is unknown.
+fn element_bits(dtype: &str) -> Option<u64> {
+    let bits = match dtype {
         "F4" => 4,
         "F6_E2M3" | "F6_E3M2" => 6,
         "BOOL" | "U8" | "I8" | "F8_E4M3" | "F8_E5M2" | "F8_E8M0" => 8,
@@ -206,6 +218,12 @@ fn tensor_bytes(shape: &[u64], dtype: &str) -> Option<u64> {
         "I64" | "U64" | "F64" | "C64" => 64,
         _ => return None,
     };
+    Some(bits)
+}
+
+/// Bytes of a tensor, or `None` if that overflows, is no whole number, or the type is unknown.
+fn tensor_bytes(shape: &[u64], dtype: &str) -> Option<u64> {
+    let bits = element_bits(dtype)?;
     let elements = shape
         .iter()
         .try_fold(1u64, |product, &dim| product.checked_mul(dim))?;
@@ -376,7 +394,7 @@ impl<'de> Deserialize<'de> for Header {
 }
 
 /// A tensor to be written: its name, type and shape.
-pub(super) struct Planned<'a> {
+pub(crate) struct Planned<'a> {
     pub name: &'a str,
     /// A type of the format whose elements are whole bytes.
     pub dtype: &'a str,
@@ -388,11 +406,16 @@ impl Planned<'_> {
         let shape: Vec<u64> = self.shape.iter().map(|&dim| dim as u64).collect();
         tensor_bytes(&shape, self.dtype).expect("a tensor that exists has a size")
     }
+
+    /// Tensors whose elements have more bits stand first, so that each is aligned to its own.
+    pub fn element_bits(&self) -> u64 {
+        element_bits(self.dtype).expect("a tensor that exists has a known type")
+    }
 }
 
 /// The length prefix and the header of a file that holds `tensors` one after the other. Spaces
 /// fill it up, so that the data starts at a multiple of eight bytes.
-pub(super) fn header(tensors: &[Planned]) -> Vec<u8> {
+pub(crate) fn header(tensors: &[Planned]) -> Vec<u8> {
     let mut text = String::from(r#"{"__metadata__":{"format":"pt"}"#);
     let mut start = 0;
     for tensor in tensors {

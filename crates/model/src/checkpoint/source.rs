@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use super::safetensors::{Entry, Reader, is_float};
 use crate::config::Config;
 use crate::error::{Error, brief_reason, shown};
 use crate::layout::{Layout, TensorSpec};
-use crate::mtp::{is_mtp, shared_copies};
+use crate::mtp::shared_copies;
 use crate::open::StoredTensor;
 use kernels::{BlockScales, Bytes, Dtype, MappedFile};
 
@@ -27,7 +28,7 @@ pub(crate) fn scale_name(weight: &str) -> String {
 }
 
 /// Names under which a checkpoint may hold the embedding or the head once more.
-fn repeated(config: &Config) -> Vec<String> {
+pub(super) fn repeated(config: &Config) -> Vec<String> {
     let mut names = Vec::new();
     if config.num_nextn_predict_layers > 0 {
         names.extend(shared_copies(config));
@@ -114,17 +115,15 @@ impl Source {
         }
     }
 
-    /// Programs that do not know multi-token prediction save a model without its tensors and leave
-    /// the field in config.json: then there is none.
-    pub fn leave_out_absent_mtp(&self, config: &mut Config) {
-        if config.num_nextn_predict_layers == 0 {
-            return;
-        }
-        let layout = Layout::new(config);
-        let mut own = layout.tensors.iter().filter(|spec| is_mtp(config, spec));
-        if own.all(|spec| self.entry(&spec.name).is_none()) {
-            config.num_nextn_predict_layers = 0;
-        }
+    /// The descriptions of all tensors, file by file, in the order of the data.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.shards.iter().flat_map(|shard| &shard.entries)
+    }
+
+    /// Hands the bytes of a tensor to `each` as they are stored, in order.
+    pub fn copy(&self, name: &str, each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let (shard, index) = self.places[name];
+        self.shards[shard].try_stream(index, each)
     }
 
     fn differences(&self, config: &Config, layout: &Layout) -> Vec<String> {
@@ -380,10 +379,7 @@ fn no_weights(dir: &Path) -> Error {
         return Error::file(dir, message);
     }
     if has(&[".gguf"]) {
-        return Error::file(
-            dir,
-            "holds GGUF weights, which are not supported yet, only safetensors",
-        );
+        return Error::file(dir, "holds GGUF weights; give the path of one .gguf file");
     }
     Error::file(dir, format!("has neither model.safetensors nor {INDEX}"))
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::WeightDtype;
 use super::float::f32_to_bf16;
+use super::folder::WeightFiles;
 use super::rows::TensorSource;
 use super::safetensors::{Planned, float_bytes, header};
 use super::source::Source;
@@ -177,12 +178,18 @@ impl<'a> WeightsFile<'a> {
             data_bytes,
         }
     }
+}
 
-    pub fn bytes(&self) -> u64 {
+impl WeightFiles for WeightsFile<'_> {
+    fn names(&self) -> Vec<String> {
+        vec!["model.safetensors".to_string()]
+    }
+
+    fn bytes(&self) -> u64 {
         self.header.len() as u64 + self.data_bytes
     }
 
-    pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
+    fn write(&mut self, _number: usize, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(&self.header)?;
         for &(spec, dtype) in &self.specs {
             write_values(out, &self.weights[spec.range()], dtype)?;
@@ -192,7 +199,7 @@ impl<'a> WeightsFile<'a> {
 }
 
 /// Writes `values` as `F32` or `BF16`, little-endian.
-pub(super) fn write_values(
+pub(crate) fn write_values(
     out: &mut dyn Write,
     values: &[f32],
     dtype: &'static str,

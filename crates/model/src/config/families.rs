@@ -178,13 +178,21 @@ fn scoring(fields: &mut Fields, is_v3: bool) -> Result<(ScoringFunc, TopkMethod)
     ))
 }
 
+/// `num_experts` as published; transformers writes it under either of the other names, too.
+fn qwen3_experts(fields: &mut Fields) -> Result<usize, Error> {
+    for spelling in ["n_routed_experts", "num_local_experts"] {
+        let experts = fields.or(spelling, &EXPERTS, 0)?;
+        if experts > 0 {
+            return Ok(experts);
+        }
+    }
+    fields.required("num_experts", &EXPERTS)
+}
+
 fn qwen3_moe(fields: &mut Fields) -> Result<Moe, Error> {
     let step = fields.or("decoder_sparse_step", &COUNT, 1)?;
     Ok(Moe {
-        n_routed_experts: match fields.or("n_routed_experts", &EXPERTS, 0)? {
-            0 => fields.required("num_experts", &EXPERTS)?,
-            experts => experts,
-        },
+        n_routed_experts: qwen3_experts(fields)?,
         n_shared_experts: 0,
         num_experts_per_tok: fields.required("num_experts_per_tok", &COUNT)?,
         moe_intermediate_size: fields.required("moe_intermediate_size", &COUNT)?,

@@ -389,12 +389,16 @@ impl Keys<'_> {
         set("beta_fast", json!(fast.unwrap_or(32.0)));
         let slow = self.float_or_none("rope.scaling.yarn_beta_slow")?;
         set("beta_slow", json!(slow.unwrap_or(1.0)));
-        let attention = match self.float_or_none("rope.scaling.yarn_attn_factor")? {
-            None => self.float_or_none("rope.scaling.attn_factor")?,
+        // The first is what llama.cpp reads. Its converter writes the second, out of `attn_factor`
+        // or of transformers' `attention_factor`; of models known here only the former is published
+        // (DeepSeek-R1-0528-Qwen3-8B).
+        let attention = match self.float_or_none("rope.scaling.attn_factor")? {
+            None => self.float_or_none("rope.scaling.yarn_attn_factor")?,
             found => found,
         };
         if let Some(attention) = attention {
-            set("attention_factor", json!(attention));
+            // It multiplies what YaRN computes, as in `llama-context.cpp`.
+            set("attn_factor", json!(attention));
         }
         let name = "rope.scaling.yarn_log_multiplier";
         if let Some(log) = self.float_or_none(name)?

@@ -11,6 +11,7 @@ use super::cursor::Cursor;
 use super::kind::GgmlType;
 use super::value::{Array, Value};
 use crate::error::{Error, shown};
+use kernels::{Bytes, MappedFile};
 
 /// More than any published model has; see `MAX_TENSORS` of the configuration.
 const MOST_TENSORS: u64 = 1 << 17;
@@ -225,6 +226,20 @@ impl Gguf {
             }
         };
         result.map_err(|error| self.bad_tensor(&tensor.name, format!("cannot be read: {error}")))
+    }
+
+    /// The whole file, mapped; a file in memory is copied. Offsets of tensors count in it.
+    pub(crate) fn map(&self) -> Result<Bytes, Error> {
+        match &self.data {
+            Data::Bytes(bytes) => Ok(Bytes::from(bytes.clone())),
+            Data::File(file) => match MappedFile::new(file) {
+                Ok(map) => Ok(Bytes::from(map)),
+                Err(error) => {
+                    let message = format!("cannot be mapped: {error}; read it instead");
+                    Err(Error::file(&self.path, message))
+                }
+            },
+        }
     }
 
     /// Reads rows of a tensor and widens them: `out` is `[rows, row_len]`, where a row is the last

@@ -172,6 +172,13 @@ impl<'a> Fields<'a> {
                 "in GGUF's qwen3moe every layer has experts",
             );
         }
+        let dense = self.find("mlp_only_layers").and_then(Json::as_array);
+        if arch == "qwen3moe" && dense.is_some_and(|layers| !layers.is_empty()) {
+            return refuse(
+                "mlp_only_layers",
+                "in GGUF's qwen3moe every layer has experts",
+            );
+        }
         Ok(())
     }
 
@@ -317,13 +324,30 @@ impl<'a> Rope<'a> {
         found.ok_or_else(|| Error::field(&format!("rope_scaling.{name}"), "is absent"))
     }
 
+    /// What llama.cpp computes for the factor on cosine and sine: with DeepSeek's two equal
+    /// `mscale`s their quotient.
+    fn computed_factor(&self) -> Result<f64, Error> {
+        match self.optional("mscale_all_dim")? {
+            Some(_) => Ok(1.0),
+            None => Ok(0.1 * self.number("factor")?.max(1.0).ln() + 1.0),
+        }
+    }
+
     fn yarn_keys(&self, out: &mut Out) -> Result<(), Error> {
         out.put("rope.scaling.type", Value::Str("yarn".into()));
         out.float("rope.scaling.factor", self.number("factor")?);
         let original = self.number("original_max_position_embeddings")?;
         out.integer("rope.scaling.original_context_length", original as usize)?;
+        // llama.cpp multiplies what it computes itself by this key (`llama-context.cpp`) and passes
+        // over its converter's `yarn_attn_factor`; transformers' `attention_factor` replaces it.
+        let multiplier = match self.optional("attention_factor")? {
+            Some(whole) => Some(whole / self.computed_factor()?),
+            None => self.optional("attn_factor")?,
+        };
+        if let Some(value) = multiplier {
+            out.float("rope.scaling.attn_factor", value);
+        }
         for (field, key) in [
-            ("attention_factor", "rope.scaling.yarn_attn_factor"),
             ("beta_fast", "rope.scaling.yarn_beta_fast"),
             ("beta_slow", "rope.scaling.yarn_beta_slow"),
         ] {

@@ -15,7 +15,9 @@ use crate::error::Error;
 const LOW_FREQ_FACTOR: f64 = 1.0;
 const HIGH_FREQ_FACTOR: f64 = 4.0;
 /// Contexts before scaling that are tried, Llama 3's first.
-const ORIGINAL_CONTEXTS: [u32; 8] = [8192, 4096, 16384, 32768, 65536, 2048, 1024, 512];
+const ORIGINAL_CONTEXTS: [u32; 12] = [
+    8192, 4096, 16384, 32768, 65536, 2048, 1024, 512, 256, 128, 64, 32,
+];
 /// The divisors come from f32 arithmetic.
 const TOLERANCE: f64 = 1e-4;
 

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::file::Gguf;
+use super::file::{Gguf, GgufTensor};
 use super::kind::GgmlType;
 use super::names::{HfName, hf_name};
 use crate::error::{Error, shown};
@@ -195,28 +195,7 @@ impl<'a> HfTensors<'a> {
         let Some(found) = self.tensors.get(name) else {
             panic!("no tensor `{name}`");
         };
-        let row_len = found.shape.last().copied().unwrap_or(1);
-        assert_eq!(out.len(), rows.len() * row_len, "rows and buffer differ");
-        match found.part {
-            Part::Whole { tensor } => self.gguf.read_rows_f32(tensor, rows, out),
-            Part::Expert { tensor, expert } => {
-                let first = expert * found.shape[0];
-                let rows = first + rows.start..first + rows.end;
-                self.gguf.read_rows_f32(tensor, rows, out)
-            }
-            Part::RopePermuted { tensor, heads } => {
-                let head_dim = found.shape[0] / heads;
-                if found.shape.len() == 1 {
-                    return self.read_permuted_vector(tensor, head_dim, rows, out);
-                }
-                for (row, values) in rows.zip(out.chunks_exact_mut(row_len)) {
-                    let from = rope_row(row, head_dim);
-                    self.gguf.read_rows_f32(tensor, from..from + 1, values)?;
-                }
-                Ok(())
-            }
-            Part::KvB { k_b, v_b } => self.read_kv_b(k_b, v_b, rows, out),
-        }
+        found.read_rows_f32(self.gguf, rows, out)
     }
 
     /// Reads a whole tensor.
@@ -227,59 +206,127 @@ impl<'a> HfTensors<'a> {
     /// # Panics
     /// If there is no such tensor, or `out` has another size.
     pub fn read_f32(&self, name: &str, out: &mut [f32]) -> Result<(), Error> {
-        let rows = self.tensors.get(name).map(|found| {
-            let (_, outer) = found.shape.split_last().unwrap_or((&1, &[]));
-            outer.iter().product()
-        });
+        let rows = self.tensors.get(name).map(HfTensor::rows);
         self.read_rows_f32(name, 0..rows.unwrap_or(0), out)
     }
+}
 
-    fn read_permuted_vector(
+impl HfTensor {
+    /// How many rows it has: the product of all dimensions but the last.
+    pub fn rows(&self) -> usize {
+        self.shape.iter().rev().skip(1).product()
+    }
+
+    /// The tensors of the file that hold it.
+    pub(crate) fn holders<'a>(&self, gguf: &'a Gguf) -> impl Iterator<Item = &'a GgufTensor> {
+        let (first, second) = match self.part {
+            Part::Whole { tensor }
+            | Part::Expert { tensor, .. }
+            | Part::RopePermuted { tensor, .. } => (tensor, None),
+            Part::KvB { k_b, v_b } => (k_b, Some(v_b)),
+        };
+        [Some(first), second]
+            .into_iter()
+            .flatten()
+            .map(|number| &gguf.tensors[number])
+    }
+
+    /// Bytes of it in the file.
+    pub(crate) fn stored_bytes(&self, gguf: &Gguf) -> u64 {
+        let bytes: u64 = self.holders(gguf).map(|tensor| tensor.bytes).sum();
+        match self.part {
+            Part::Expert { tensor, .. } => bytes / gguf.tensors[tensor].shape[0] as u64,
+            _ => bytes,
+        }
+    }
+
+    /// The tensor of the file in which it lies without a change of order, and its first byte
+    /// there; `None` where rows or columns were moved.
+    pub(crate) fn unmoved(&self, gguf: &Gguf) -> Option<(usize, u64)> {
+        match self.part {
+            Part::Whole { tensor } => Some((tensor, 0)),
+            Part::Expert { tensor, expert } => {
+                Some((tensor, expert as u64 * self.stored_bytes(gguf)))
+            }
+            Part::RopePermuted { .. } | Part::KvB { .. } => None,
+        }
+    }
+
+    /// As [`HfTensors::read_rows_f32`], of the file that it was found in.
+    pub(crate) fn read_rows_f32(
         &self,
-        tensor: usize,
-        head_dim: usize,
+        gguf: &Gguf,
         rows: Range<usize>,
         out: &mut [f32],
     ) -> Result<(), Error> {
-        let mut stored = vec![0.0; out.len()];
-        self.gguf.read_rows_f32(tensor, rows, &mut stored)?;
-        for (row, value) in out.iter_mut().enumerate() {
-            *value = stored[rope_row(row, head_dim)];
+        let row_len = self.shape.last().copied().unwrap_or(1);
+        assert_eq!(out.len(), rows.len() * row_len, "rows and buffer differ");
+        match self.part {
+            Part::Whole { tensor } => gguf.read_rows_f32(tensor, rows, out),
+            Part::Expert { tensor, expert } => {
+                let first = expert * self.shape[0];
+                gguf.read_rows_f32(tensor, first + rows.start..first + rows.end, out)
+            }
+            Part::RopePermuted { tensor, heads } => {
+                let head_dim = self.shape[0] / heads;
+                if self.shape.len() == 1 {
+                    return read_permuted_vector(gguf, tensor, head_dim, rows, out);
+                }
+                for (row, values) in rows.zip(out.chunks_exact_mut(row_len)) {
+                    let from = rope_row(row, head_dim);
+                    gguf.read_rows_f32(tensor, from..from + 1, values)?;
+                }
+                Ok(())
+            }
+            Part::KvB { k_b, v_b } => read_kv_b(gguf, [k_b, v_b], rows, out),
         }
-        Ok(())
     }
+}
 
-    /// Row `h (nope + v) + j` is column `j` of head `h` of `k_b`, or row `j - nope` of `v_b`'s.
-    fn read_kv_b(
-        &self,
-        k_b: usize,
-        v_b: usize,
-        rows: Range<usize>,
-        out: &mut [f32],
-    ) -> Result<(), Error> {
-        let k_shape = &self.gguf.tensors[k_b].shape;
-        let (rank, nope) = (k_shape[1], k_shape[2]);
-        let v_dim = self.gguf.tensors[v_b].shape[1];
-        let mut keys = vec![0.0; rank * nope];
-        let mut keys_of = None;
-        for (row, values) in rows.zip(out.chunks_exact_mut(rank)) {
-            let (head, within) = (row / (nope + v_dim), row % (nope + v_dim));
-            if within >= nope {
-                let from = head * v_dim + within - nope;
-                self.gguf.read_rows_f32(v_b, from..from + 1, values)?;
-                continue;
-            }
-            if keys_of != Some(head) {
-                let from = head * rank..(head + 1) * rank;
-                self.gguf.read_rows_f32(k_b, from, &mut keys)?;
-                keys_of = Some(head);
-            }
-            for (value, row) in values.iter_mut().zip(keys.chunks_exact(nope)) {
-                *value = row[within];
-            }
-        }
-        Ok(())
+fn read_permuted_vector(
+    gguf: &Gguf,
+    tensor: usize,
+    head_dim: usize,
+    rows: Range<usize>,
+    out: &mut [f32],
+) -> Result<(), Error> {
+    let mut stored = vec![0.0; out.len()];
+    gguf.read_rows_f32(tensor, rows, &mut stored)?;
+    for (row, value) in out.iter_mut().enumerate() {
+        *value = stored[rope_row(row, head_dim)];
     }
+    Ok(())
+}
+
+/// Row `h (nope + v) + j` is column `j` of head `h` of `k_b`, or row `j - nope` of `v_b`'s.
+fn read_kv_b(
+    gguf: &Gguf,
+    [k_b, v_b]: [usize; 2],
+    rows: Range<usize>,
+    out: &mut [f32],
+) -> Result<(), Error> {
+    let k_shape = &gguf.tensors[k_b].shape;
+    let (rank, nope) = (k_shape[1], k_shape[2]);
+    let v_dim = gguf.tensors[v_b].shape[1];
+    let mut keys = vec![0.0; rank * nope];
+    let mut keys_of = None;
+    for (row, values) in rows.zip(out.chunks_exact_mut(rank)) {
+        let (head, within) = (row / (nope + v_dim), row % (nope + v_dim));
+        if within >= nope {
+            let from = head * v_dim + within - nope;
+            gguf.read_rows_f32(v_b, from..from + 1, values)?;
+            continue;
+        }
+        if keys_of != Some(head) {
+            let from = head * rank..(head + 1) * rank;
+            gguf.read_rows_f32(k_b, from, &mut keys)?;
+            keys_of = Some(head);
+        }
+        for (value, row) in values.iter_mut().zip(keys.chunks_exact(nope)) {
+            *value = row[within];
+        }
+    }
+    Ok(())
 }
 
 /// The architecture, if it is one of those understood here.

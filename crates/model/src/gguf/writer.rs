@@ -98,7 +98,8 @@ impl<'a> GgufWriter<'a> {
         Ok(writer)
     }
 
-    /// Writes the next elements of the current tensor, whole blocks of them.
+    /// Writes the next elements of the current tensor, whole blocks of them, and says how many
+    /// bytes they became.
     ///
     /// # Errors
     /// [`Error::Write`], [`Error::Resources`], or [`Error::File`] naming the tensor and a value
@@ -106,7 +107,7 @@ impl<'a> GgufWriter<'a> {
     ///
     /// # Panics
     /// If the tensor has no room for them, all tensors are written, or they are no whole blocks.
-    pub fn write_f32(&mut self, values: &[f32]) -> Result<(), Error> {
+    pub fn write_f32(&mut self, values: &[f32]) -> Result<usize, Error> {
         assert!(self.current < self.tensors.len(), "all tensors are written");
         let tensor = &self.tensors[self.current];
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -115,9 +116,9 @@ impl<'a> GgufWriter<'a> {
             let name = shown(&tensor.name);
             Error::file(&self.path, format!("tensor `{name}`: {message}"))
         })?;
-        let result = self.write_bytes(&buffer);
+        let (result, bytes) = (self.write_bytes(&buffer), buffer.len());
         self.buffer = buffer;
-        result
+        result.map(|()| bytes)
     }
 
     /// Writes the next bytes of the current tensor as they are to be stored.

@@ -48,8 +48,9 @@ impl Fixture {
         let weights = vec![value; self.layout.total_len];
         let dtype = WeightDtype::F32;
         let extras = [("tokenizer.json", &b"{}"[..])];
-        let contents = Contents::new(&self.config, &self.layout, &weights, &extras, dtype);
-        contents.replace(&self.dir(), &mut Disk::new(contents.bytes(), before))
+        let mut contents = flat_contents(&self.config, &self.layout, &weights, &extras, dtype);
+        let mut disk = Disk::new(contents.bytes(), before);
+        contents.replace(&self.dir(), &mut disk)
     }
 
     /// The value of the model in place, which must be whole.
