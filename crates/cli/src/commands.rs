@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+mod convert;
 mod demo;
 mod doctor;
 mod eval;
@@ -31,9 +32,11 @@ pub enum Command {
     Generate(generate::Generate),
     /// Log-probabilities, and on request logits, of given texts
     Score(score::Score),
-    /// What a model folder holds
+    /// What a model folder or GGUF file holds
     Inspect(inspect::Inspect),
-    /// Check this machine, this program, and on request a model folder
+    /// Write a model in another form: a Hugging Face folder, or one GGUF file
+    Convert(convert::Convert),
+    /// Check this machine, this program, and on request a model
     Doctor(doctor::Doctor),
 }
 
@@ -49,6 +52,7 @@ impl Command {
             Command::Generate(command) => command.run(settings),
             Command::Score(command) => command.run(settings),
             Command::Inspect(command) => command.run(settings),
+            Command::Convert(command) => command.run(settings),
             Command::Doctor(command) => command.run(settings),
         }
     }

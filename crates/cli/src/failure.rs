@@ -120,9 +120,9 @@ impl From<ModelError> for Failure {
             ModelError::Config { .. } => "mend that field of config.json, or fetch the file again",
             ModelError::File { .. } => {
                 "give a model folder (config.json, model.safetensors, tokenizer.json) whose files \
-                 are whole: check the path, or fetch or export it again"
+                 are whole, or a GGUF file: check the path, or fetch or export it again"
             }
-            ModelError::Mismatch { .. } => "fetch both files again from one place",
+            ModelError::Mismatch { .. } => "fetch weights and configuration again from one place",
             ModelError::Resources { .. } => "free disk or memory, or choose a smaller model",
             ModelError::Write { .. } => "check that the place exists and is writable",
         };

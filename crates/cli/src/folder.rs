@@ -1,98 +1,134 @@
-//! A model folder as its users see it: configuration, tokenizer, chat template, stop tokens.
+//! A model as its users see it: configuration, tokenizer, chat template, stop tokens. All of these
+//! come from here, whether the model is a folder or a GGUF file.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use model::{Config, Model, Numerics};
+use model::{Checkpoint, Config};
 use serde_json::Value;
 use text::{ChatTemplate, Message, Tokenizer};
 
 use crate::failure::Failure;
-use crate::settings::Settings;
+use crate::gguf_tokenizer;
 
 /// `tokenizer_config.json` and its like are small; larger ones are refused.
 const LARGEST_SETTINGS: u64 = 16 << 20;
+/// Of tokens: `bos_token` and so on in `tokenizer_config.json`.
+const ROLES: [&str; 4] = ["bos", "eos", "pad", "unk"];
 
-/// Everything of a model folder but the weights.
+/// Everything of a model but the weights.
 pub struct Folder {
-    pub dir: PathBuf,
+    /// The folder, or the GGUF file.
+    pub path: PathBuf,
     pub config: Config,
+    /// The headers of the weights, which fit the configuration, until someone takes them; `None`
+    /// too where there are no weights.
+    checkpoint: Option<Checkpoint>,
     pub tokenizer: Option<Tokenizer>,
+    /// Why there is no tokenizer.
+    pub no_tokenizer: String,
     /// The Jinja text.
     pub chat_template: Option<String>,
-    pub bos_token: String,
-    pub eos_token: String,
+    /// Texts of the tokens that have a role, such as ("eos", "</s>"); roles without one are left
+    /// out.
+    pub special_tokens: Vec<(&'static str, String)>,
     /// Token ids that end a completion: of `config.json` and `generation_config.json`.
     pub stop_token_ids: Vec<u32>,
+    /// Such ids for which the model has no row.
+    pub stray_stop_token_ids: Vec<u32>,
+}
+
+/// What else than the configuration a model comes with.
+struct Texts {
+    /// Or why there is none.
+    tokenizer: Result<Tokenizer, String>,
+    chat_template: Option<String>,
+    special_tokens: Vec<(&'static str, String)>,
+    stop_token_ids: Vec<u32>,
 }
 
 impl Folder {
-    /// Opens a model folder, or the newest checkpoint of a run's directory.
+    /// Opens a model folder, the newest checkpoint of a run's directory, or a GGUF file.
     ///
     /// # Errors
-    /// A file is missing or bad. `tokenizer.json` and the template may be absent.
-    pub fn open(dir: &Path) -> Result<Folder, Failure> {
-        let dir = &newest_checkpoint(dir);
-        let config = Config::read(dir)?;
-        let path = dir.join("tokenizer.json");
-        let tokenizer = if path.exists() {
-            Some(Tokenizer::from_file(&path)?)
-        } else {
-            None
+    /// A file is missing or bad, or the weights do not fit the configuration. Weights, tokenizer
+    /// and template may be absent.
+    pub fn open(path: &Path) -> Result<Folder, Failure> {
+        let mut path = newest_checkpoint(path);
+        let checkpoint = match has_weights(&path) {
+            true => Some(Checkpoint::open(&path)?),
+            false => None,
         };
-        let settings = read_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-        let generation = read_json(&dir.join("generation_config.json"))?.unwrap_or_default();
+        let (config, texts) = match &checkpoint {
+            Some(found) if found.is_gguf() => {
+                path = found.path().to_path_buf();
+                (found.config().clone(), gguf_texts(found)?)
+            }
+            Some(found) => (found.config().clone(), folder_texts(&path)?),
+            None => (Config::read(&path)?, folder_texts(&path)?),
+        };
         let mut stop_token_ids = config.eos_token_id.clone();
-        stop_token_ids.extend(token_ids(&generation["eos_token_id"]));
-        stop_token_ids.retain(|&id| (id as usize) < config.vocab_size);
+        stop_token_ids.extend(&texts.stop_token_ids);
         stop_token_ids.sort_unstable();
         stop_token_ids.dedup();
+        let has_row = |&id: &u32| (id as usize) < config.vocab_size;
+        let (stop_token_ids, stray_stop_token_ids) = stop_token_ids.into_iter().partition(has_row);
+        let (tokenizer, no_tokenizer) = match texts.tokenizer {
+            Ok(tokenizer) => (Some(tokenizer), String::new()),
+            Err(reason) => (None, reason),
+        };
         Ok(Folder {
-            dir: dir.to_path_buf(),
+            path,
             config,
+            checkpoint,
             tokenizer,
-            chat_template: chat_template(dir, &settings)?,
-            bos_token: token_text(&settings["bos_token"]),
-            eos_token: token_text(&settings["eos_token"]),
+            no_tokenizer,
+            chat_template: texts.chat_template,
+            special_tokens: texts.special_tokens,
             stop_token_ids,
+            stray_stop_token_ids,
         })
+    }
+
+    /// The headers of the weights, where there are weights.
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref()
+    }
+
+    /// The same, to make a model of; what [`Folder::checkpoint`] gives is gone then.
+    ///
+    /// # Errors
+    /// There are no weights.
+    pub fn take_checkpoint(&mut self) -> Result<Checkpoint, Failure> {
+        match self.checkpoint.take() {
+            Some(checkpoint) => Ok(checkpoint),
+            // Says what is missing.
+            None => Ok(Checkpoint::open(&self.path)?),
+        }
+    }
+
+    /// Whether one file holds all of it.
+    pub fn is_gguf(&self) -> bool {
+        self.path.is_file()
+    }
+
+    /// The text of the token with some role, such as `eos`; empty where there is none.
+    pub fn special_token(&self, role: &str) -> &str {
+        let found = self.special_tokens.iter().find(|(name, _)| *name == role);
+        found.map_or("", |(_, text)| text)
     }
 
     /// # Errors
     /// The folder has none.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Failure> {
         self.tokenizer.as_ref().ok_or_else(|| {
-            let path = self.dir.join("tokenizer.json");
-            Failure::input(&path, "there is no such file", "add it, or give token ids")
+            let path = match self.is_gguf() {
+                true => self.path.clone(),
+                false => self.path.join("tokenizer.json"),
+            };
+            Failure::input(&path, &self.no_tokenizer, "add one, or give token ids")
         })
-    }
-
-    /// The weights, ready to run. Warns of values that are not finite.
-    ///
-    /// # Errors
-    /// As [`Model::open`].
-    pub fn model(&self, settings: &Settings, backend: &kernels::Cpu) -> Result<Model, Failure> {
-        self.model_in(settings.numerics(), settings, backend)
-    }
-
-    /// As [`Folder::model`], in the precision of a run.
-    ///
-    /// # Errors
-    /// As [`Model::open`].
-    pub fn model_in(
-        &self,
-        numerics: Numerics,
-        settings: &Settings,
-        backend: &kernels::Cpu,
-    ) -> Result<Model, Failure> {
-        let (model, non_finite) = Model::open(&self.dir, numerics, backend)?;
-        for tensor in non_finite {
-            settings
-                .ui()
-                .warn(format_args!("{}: {tensor}", self.dir.display()));
-        }
-        Ok(model)
     }
 
     /// The prompt of one user message by the chat template.
@@ -101,7 +137,10 @@ impl Folder {
     /// There is no template, or it fails.
     pub fn chat_prompt(&self, user: &str) -> Result<String, Failure> {
         let Some(template) = &self.chat_template else {
-            let path = self.dir.join("tokenizer_config.json");
+            let path = match self.is_gguf() {
+                true => self.path.clone(),
+                false => self.path.join("tokenizer_config.json"),
+            };
             let advice = "leave out --chat, or add a template";
             return Err(Failure::input(&path, "has no `chat_template`", advice));
         };
@@ -109,8 +148,8 @@ impl Folder {
         Ok(ChatTemplate::new(template)?.render(
             &messages,
             true,
-            &self.bos_token,
-            &self.eos_token,
+            self.special_token("bos"),
+            self.special_token("eos"),
         )?)
     }
 
@@ -128,6 +167,81 @@ impl Folder {
             None => Ok(()),
         }
     }
+}
+
+/// Whether there is anything that could be weights, readable or not.
+fn has_weights(path: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return true;
+    };
+    const ENDINGS: [&str; 7] = [
+        ".safetensors",
+        ".safetensors.index.json",
+        ".gguf",
+        ".bin",
+        ".pt",
+        ".pth",
+        ".ckpt",
+    ];
+    entries.flatten().any(|entry| {
+        let name = entry.file_name().to_string_lossy().to_lowercase();
+        ENDINGS.iter().any(|ending| name.ends_with(ending))
+    })
+}
+
+/// From the files beside the weights.
+fn folder_texts(dir: &Path) -> Result<Texts, Failure> {
+    let path = dir.join("tokenizer.json");
+    let tokenizer = match path.exists() {
+        true => Ok(Tokenizer::from_file(&path)?),
+        false => Err("there is no such file".to_string()),
+    };
+    let settings = read_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+    let generation = read_json(&dir.join("generation_config.json"))?.unwrap_or_default();
+    let special_tokens = ROLES.map(|role| (role, token_text(&settings[format!("{role}_token")])));
+    Ok(Texts {
+        tokenizer,
+        chat_template: chat_template(dir, &settings)?,
+        special_tokens: named(special_tokens),
+        stop_token_ids: token_ids(&generation["eos_token_id"]),
+    })
+}
+
+/// From the keys of a GGUF file. A tokenizer of a kind that is not known here is no error: the
+/// model can be run on token ids.
+fn gguf_texts(checkpoint: &Checkpoint) -> Result<Texts, Failure> {
+    let found = checkpoint.gguf_tokenizer()?.unwrap_or_default();
+    let tokenizer = match found.tokens.is_empty() {
+        true => Err("holds no tokenizer".to_string()),
+        false => gguf_tokenizer::tokenizer_json(&found)
+            .and_then(|json| Tokenizer::from_json(&json))
+            .map_err(|error| error.to_string()),
+    };
+    let text = |id: Option<u32>| {
+        let token = id.and_then(|id| found.tokens.get(id as usize));
+        token.cloned().unwrap_or_default()
+    };
+    let ids = [
+        found.bos_token_id,
+        found.eos_token_id,
+        found.padding_token_id,
+        found.unknown_token_id,
+    ];
+    let special_tokens = std::array::from_fn(|role| (ROLES[role], text(ids[role])));
+    Ok(Texts {
+        tokenizer,
+        special_tokens: named(special_tokens),
+        stop_token_ids: found.eos_token_id.into_iter().collect(),
+        chat_template: found.chat_template,
+    })
+}
+
+/// Those that have a text.
+fn named(tokens: [(&'static str, String); 4]) -> Vec<(&'static str, String)> {
+    tokens
+        .into_iter()
+        .filter(|(_, text)| !text.is_empty())
+        .collect()
 }
 
 /// `DIR/step-N` where DIR is a run's directory whose file `latest` names it; else DIR itself.

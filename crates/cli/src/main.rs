@@ -10,12 +10,15 @@ mod evaluation;
 mod failure;
 mod folder;
 mod generation;
+mod gguf_tokenizer;
+mod memory;
 mod progress;
 mod report;
 mod rows;
 mod run;
 mod settings;
 mod signals;
+mod weights;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;

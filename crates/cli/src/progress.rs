@@ -10,6 +10,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Time between two plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// What takes less is not shown.
+const SHORT: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
@@ -39,6 +41,17 @@ impl Ui {
     /// A line about something that a user ought to know.
     pub fn warn(&self, line: impl Display) {
         self.say(format_args!("warning: {line}"));
+    }
+
+    /// Starts counting bytes; they are shown if that takes long.
+    pub fn start_bytes(self, label: &'static str) -> Bytes {
+        Bytes {
+            ui: self,
+            label,
+            started: Instant::now(),
+            shown: None,
+            mebibytes: 0,
+        }
     }
 
     /// Starts showing progress of `total` steps.
@@ -126,6 +139,40 @@ impl Progress {
         }
         if self.bar.is_some() || self.shows_lines {
             eprintln!("{}: {message}", self.label);
+        }
+    }
+}
+
+/// Progress of reading or writing.
+pub struct Bytes {
+    ui: Ui,
+    label: &'static str,
+    started: Instant,
+    /// `None` as long as little time has passed.
+    shown: Option<Progress>,
+    mebibytes: u64,
+}
+
+impl Bytes {
+    /// `done` bytes of `total`.
+    pub fn update(&mut self, done: u64, total: u64) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        if self.shown.is_none() && seconds < SHORT.as_secs_f64() {
+            return;
+        }
+        let [done, total] = [done, total].map(|bytes| bytes >> 20);
+        let (ui, label) = (self.ui, self.label);
+        let shown = self.shown.get_or_insert_with(|| ui.start(label, total));
+        let rate = done as f64 / seconds;
+        shown.update(done, &format!("MiB, {rate:.0} MiB/s"));
+        self.mebibytes = total;
+    }
+
+    /// Ends with one line, where anything was shown.
+    pub fn finish(self) {
+        if let Some(shown) = self.shown {
+            let seconds = self.started.elapsed().as_secs_f64();
+            shown.finish(&format!("{} MiB in {seconds:.0} s", self.mebibytes));
         }
     }
 }

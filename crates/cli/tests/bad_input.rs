@@ -9,8 +9,8 @@ use std::process::Stdio;
 
 use fixture::{Ran, Scratch, command, ran, run};
 
-const COMMANDS: [&str; 8] = [
-    "demo", "sft", "grpo", "eval", "generate", "score", "inspect", "doctor",
+const COMMANDS: [&str; 9] = [
+    "demo", "sft", "grpo", "eval", "generate", "score", "inspect", "convert", "doctor",
 ];
 
 /// The exit code, nothing on standard output, one line of cause that has these words, one of help.

@@ -281,6 +281,16 @@ fn inspect_counts_what_the_files_hold() {
     // Two layers of a latent of 24 and a rotated key of 4, in f32.
     assert_eq!(facts["cache_bytes_per_token"], 2 * (24 + 4) * 4);
     assert_eq!(facts["stop_token_ids"], serde_json::json!([1001]));
+    assert_eq!(facts["chat_template_opens_thinking"], true);
+    let tokens = facts["special_tokens"].as_array().expect("special tokens");
+    for (role, text, id) in [
+        ("eos", "<eos>", 1001),
+        ("pad", "<pad>", 1000),
+        ("think_open", "<think>", 1003),
+    ] {
+        let token = serde_json::json!({"role": role, "text": text, "id": id});
+        assert!(tokens.contains(&token), "{token} in {tokens:?}");
+    }
     assert!(
         words.contains("DeepseekV3ForCausalLM") && words.contains("1024 tokens"),
         "{words}"

@@ -4,8 +4,8 @@
 //! [LAYERS] [THREADS]`.
 
 use kernels::{
-    Backend, BlockScales, Chance, Cpu, Dtype, Isa, Keep, Mat, MatMut, PackedWeight, Precision,
-    Purpose, ReadAt, RowSource, StoredMatrix,
+    Backend, BlockScales, Chance, Cpu, Dtype, Isa, Keep, Mat, MatMut, Precision, Purpose, ReadAt,
+    RowSource, StoredMatrix, Weight,
 };
 use std::hint::black_box;
 use std::time::Instant;
@@ -102,7 +102,7 @@ fn weights(
     dtype: Dtype,
     keep: Keep,
     precision: Precision,
-) -> Vec<PackedWeight> {
+) -> Vec<Weight> {
     let pattern = Pattern::new();
     let one = |&(rows, cols): &(usize, usize)| {
         let block = [128, 128];
@@ -126,7 +126,7 @@ fn weights(
 }
 
 /// Seconds for `m` rows through every matrix.
-fn pass(cpu: &Cpu, weights: &[PackedWeight], m: usize) -> f64 {
+fn pass(cpu: &Cpu, weights: &[Weight], m: usize) -> f64 {
     let x = vec![0.01f32; m * INTERMEDIATE];
     let mut y = vec![0.0f32; m * VOCAB];
     best(weights.len(), |i| {
@@ -168,7 +168,7 @@ fn main() {
         let start = Instant::now();
         let weights = weights(&cpu, &shapes, dtype, keep, precision);
         let loading = start.elapsed().as_secs_f64();
-        let bytes = weights.iter().map(PackedWeight::bytes).sum::<usize>() as f64;
+        let bytes = weights.iter().map(Weight::bytes).sum::<usize>() as f64;
         let rate = |m| bytes / pass(&cpu, &weights, m) / 1e9;
         let (one, eight) = (rate(1), rate(8));
         println!(

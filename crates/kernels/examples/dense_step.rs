@@ -5,8 +5,8 @@
 //! `cargo run --release -p kernels --example dense_step -- [bf16|f32] [steps] [threads]`
 
 use kernels::{
-    AdamW, Backend, Chance, Cpu, HeadGradient, Heads, Isa, KeyRows, Mat, MatMut, PackedWeight,
-    Precision, Purpose, RopeAngles, RopeFrequencies, Sequences, clip_factor,
+    AdamW, Backend, Chance, Cpu, HeadGradient, Heads, Isa, KeyRows, Mat, MatMut, Precision,
+    Purpose, RopeAngles, RopeFrequencies, Sequences, Weight, clip_factor,
 };
 use std::ops::Range;
 use std::time::Instant;
@@ -44,7 +44,7 @@ const DOWN: usize = 6;
 struct Layer {
     norms: [Range<usize>; 2],
     matrices: Vec<Range<usize>>,
-    packed: Vec<PackedWeight>,
+    packed: Vec<Weight>,
     x: [Vec<f32>; 2],
     inv_rms: [Vec<f32>; 2],
     qkv: [Vec<f32>; 3],
@@ -96,7 +96,7 @@ struct Step<'a> {
     embed: Range<usize>,
     norm: Range<usize>,
     head: Range<usize>,
-    packed_head: PackedWeight,
+    packed_head: Weight,
     rope: RopeFrequencies,
     angles: RopeAngles,
     ids: Vec<u32>,
@@ -134,9 +134,7 @@ impl<'a> Step<'a> {
                     .iter()
                     .map(|(out, input)| take(out * input))
                     .collect(),
-                packed: SHAPES
-                    .map(|(o, i)| PackedWeight::new(o, i, precision))
-                    .to_vec(),
+                packed: SHAPES.map(|(o, i)| Weight::new(o, i, precision)).to_vec(),
                 x: [floats(HIDDEN), floats(HIDDEN)],
                 inv_rms: [floats(1), floats(1)],
                 qkv: [floats(HIDDEN), floats(HIDDEN), floats(HIDDEN)],
@@ -160,7 +158,7 @@ impl<'a> Step<'a> {
             embed,
             norm,
             head,
-            packed_head: PackedWeight::new(VOCAB, HIDDEN, precision),
+            packed_head: Weight::new(VOCAB, HIDDEN, precision),
             rope: RopeFrequencies::new(10_000.0, HEAD_DIM),
             angles: RopeAngles::default(),
             targets: ids.iter().skip(1).chain([&ids[0]]).copied().collect(),

@@ -1,6 +1,6 @@
 //! GFLOP/s of the matrix products by shape: `cargo run --release -p kernels --example gemm`.
 
-use kernels::{Backend, Cpu, Isa, Mat, MatMut, PackedWeight, Precision};
+use kernels::{Backend, Cpu, Isa, Mat, MatMut, Precision, Weight};
 use std::time::Instant;
 
 fn main() {
@@ -31,7 +31,7 @@ fn main() {
                 vec![0.1f32; t * n],
             );
             let (mut y, mut dx, mut dw) = (vec![0.0; t * n], vec![0.0; t * k], vec![0.0; n * k]);
-            let mut packed = PackedWeight::new(n, k, precision);
+            let mut packed = Weight::new(n, k, precision);
             cpu.pack(Mat::new(&w, k), &mut packed);
             let (x, dy) = (Mat::new(&x, k), Mat::new(&dy, n));
             let rate = |f: &mut dyn FnMut()| {

@@ -10,7 +10,7 @@ use crate::ops::{
     router::Routing,
 };
 use crate::pool::Pool;
-use crate::{Backend, Isa, Keep, PackedWeight, Precision, StoredMatrix};
+use crate::{Backend, Isa, Keep, Precision, StoredMatrix, Weight};
 use std::sync::Mutex;
 
 /// Runs every op on this machine's cores.
@@ -45,7 +45,7 @@ impl Cpu {
 }
 
 impl Backend for Cpu {
-    fn pack(&self, weight: Mat, packed: &mut PackedWeight) {
+    fn pack(&self, weight: Mat, packed: &mut Weight) {
         self.pack_weight(weight, packed);
     }
 
@@ -54,19 +54,19 @@ impl Backend for Cpu {
         matrix: &StoredMatrix,
         keep: Keep,
         precision: Precision,
-    ) -> std::io::Result<PackedWeight> {
+    ) -> std::io::Result<Weight> {
         self.store_weight(matrix, keep, precision)
     }
 
-    fn matmul_nt(&self, x: Mat, w: &PackedWeight, y: MatMut, add: bool) {
+    fn matmul_nt(&self, x: Mat, w: &Weight, y: MatMut, add: bool) {
         self.grouped_nt(x, std::slice::from_ref(w), &[0, x.rows as u32], y, add);
     }
 
-    fn matmul_nt_each(&self, x: Mat, products: &mut [(&PackedWeight, MatMut)]) {
+    fn matmul_nt_each(&self, x: Mat, products: &mut [(&Weight, MatMut)]) {
         self.each_nt(x, products);
     }
 
-    fn matmul_nn(&self, dy: Mat, w: &PackedWeight, dx: MatMut, add: bool) {
+    fn matmul_nn(&self, dy: Mat, w: &Weight, dx: MatMut, add: bool) {
         self.grouped_nn(dy, std::slice::from_ref(w), &[0, dy.rows as u32], dx, add);
     }
 
@@ -74,18 +74,11 @@ impl Backend for Cpu {
         self.grouped_tn(dy, x, &[0, dy.rows as u32], precision, dw, true);
     }
 
-    fn grouped_matmul_nt(&self, x: Mat, w: &[PackedWeight], offsets: &[u32], y: MatMut, add: bool) {
+    fn grouped_matmul_nt(&self, x: Mat, w: &[Weight], offsets: &[u32], y: MatMut, add: bool) {
         self.grouped_nt(x, w, offsets, y, add);
     }
 
-    fn grouped_matmul_nn(
-        &self,
-        dy: Mat,
-        w: &[PackedWeight],
-        offsets: &[u32],
-        dx: MatMut,
-        add: bool,
-    ) {
+    fn grouped_matmul_nn(&self, dy: Mat, w: &[Weight], offsets: &[u32], dx: MatMut, add: bool) {
         self.grouped_nn(dy, w, offsets, dx, add);
     }
 
@@ -104,7 +97,7 @@ impl Backend for Cpu {
         &self,
         x: Mat,
         x_step: usize,
-        w: &[PackedWeight],
+        w: &[Weight],
         y: MatMut,
         y_step: usize,
         add: bool,
@@ -116,7 +109,7 @@ impl Backend for Cpu {
         &self,
         x: Mat,
         x_step: usize,
-        w: &[PackedWeight],
+        w: &[Weight],
         y: MatMut,
         y_step: usize,
         add: bool,
@@ -195,7 +188,7 @@ impl Backend for Cpu {
         ops::embedding::embedding(self, ids, weight, y);
     }
 
-    fn embedding_of(&self, ids: &[u32], weight: &PackedWeight, y: MatMut) {
+    fn embedding_of(&self, ids: &[u32], weight: &Weight, y: MatMut) {
         self.embed(ids, weight, y);
     }
 
@@ -333,7 +326,7 @@ impl Backend for Cpu {
     fn head(
         &self,
         hidden: Mat,
-        weight: &PackedWeight,
+        weight: &Weight,
         targets: &[u32],
         temperature: f32,
         logits: &mut Vec<f32>,

@@ -7,7 +7,7 @@
 //!
 //! The right operand lies in panels of [`PANEL`] columns, `[depth lanes][PANEL]`; a lane is 32
 //! bits: one f32, or two bf16 with the even k in the low half. Weights keep their panels, or are
-//! converted to blocks of panels as the tiles come to them ([`PackedWeight`]); a product of two
+//! converted to blocks of panels as the tiles come to them ([`Weight`]); a product of two
 //! activations packs one of them into scratch memory.
 
 mod operands;
@@ -17,8 +17,8 @@ mod weight;
 
 pub(crate) use pack::{pack_panel_nt, pack_rows};
 pub(crate) use tile::{Lanes, item_function};
-pub use weight::PackedWeight;
 pub(crate) use weight::Panels;
+pub use weight::Weight;
 
 use crate::cpu::Cpu;
 use crate::mat::{Mat, MatMut};
@@ -46,7 +46,7 @@ const MIN_ITEM: usize = 1 << 17;
 /// The right operand of a product.
 #[derive(Clone, Copy)]
 enum Right<'a> {
-    Weight(&'a PackedWeight, Direction),
+    Weight(&'a Weight, Direction),
     /// `[k, columns]`, packed into scratch for this product.
     Rows(Mat<'a>),
 }
@@ -76,19 +76,12 @@ struct Grid {
 
 impl Cpu {
     /// y (+)= x wᵀ for each group: group g takes rows `offsets[g]..offsets[g + 1]`.
-    pub(crate) fn grouped_nt(
-        &self,
-        x: Mat,
-        w: &[PackedWeight],
-        offsets: &[u32],
-        y: MatMut,
-        add: bool,
-    ) {
+    pub(crate) fn grouped_nt(&self, x: Mat, w: &[Weight], offsets: &[u32], y: MatMut, add: bool) {
         self.by_rows(x, w, offsets, y, add, Direction::Nt);
     }
 
     /// y = x wᵀ for each weight and its y.
-    pub(crate) fn each_nt(&self, x: Mat, products: &mut [(&PackedWeight, MatMut)]) {
+    pub(crate) fn each_nt(&self, x: Mat, products: &mut [(&Weight, MatMut)]) {
         x.check();
         let few_bits = products.iter().filter(|(w, _)| w.quantised().is_some());
         let few_bits = few_bits.count();
@@ -122,21 +115,14 @@ impl Cpu {
     }
 
     /// dx (+)= dy w for each group of rows.
-    pub(crate) fn grouped_nn(
-        &self,
-        dy: Mat,
-        w: &[PackedWeight],
-        offsets: &[u32],
-        dx: MatMut,
-        add: bool,
-    ) {
+    pub(crate) fn grouped_nn(&self, dy: Mat, w: &[Weight], offsets: &[u32], dx: MatMut, add: bool) {
         self.by_rows(dy, w, offsets, dx, add, Direction::Nn);
     }
 
     fn by_rows(
         &self,
         x: Mat,
-        w: &[PackedWeight],
+        w: &[Weight],
         offsets: &[u32],
         y: MatMut,
         add: bool,
@@ -151,7 +137,7 @@ impl Cpu {
         assert_eq!(x.rows, y.rows, "rows of x and y");
         x.check();
         y.check();
-        let few_bits: Vec<_> = w.iter().filter_map(PackedWeight::quantised).collect();
+        let few_bits: Vec<_> = w.iter().filter_map(Weight::quantised).collect();
         if !few_bits.is_empty() {
             assert_eq!(
                 few_bits.len(),
@@ -227,7 +213,7 @@ impl Cpu {
         &self,
         x: Mat,
         x_step: usize,
-        w: &[PackedWeight],
+        w: &[Weight],
         transposed: bool,
         y: MatMut,
         y_step: usize,
@@ -444,7 +430,7 @@ unsafe fn run_stored(
 }
 
 /// The precision of weights that one call multiplies by; their forms may differ.
-fn one_precision(w: &[PackedWeight]) -> Precision {
+fn one_precision(w: &[Weight]) -> Precision {
     let precision = w.first().map_or(Precision::F32, |w| w.precision());
     assert!(
         w.iter().all(|w| w.precision() == precision),

@@ -35,7 +35,7 @@ mod stored;
 pub use bytes::{Bytes, MappedFile};
 pub use chance::{Chance, Purpose};
 pub use cpu::Cpu;
-pub use gemm::PackedWeight;
+pub use gemm::Weight;
 pub use isa::Isa;
 pub use mat::{Mat, MatMut};
 pub use ops::attention::{Heads, KeyRows, Sequences};
@@ -67,7 +67,7 @@ pub trait Backend: Sync {
     // ---- matrix products: one chain over k per element ----
 
     /// Fills the panels of a weight from its rows, once per change of the weight.
-    fn pack(&self, weight: Mat, packed: &mut PackedWeight);
+    fn pack(&self, weight: Mat, packed: &mut Weight);
 
     /// Takes over a matrix `[out_features, in_features]` as a checkpoint stores it, in a form for
     /// inference; `precision` is that of its products, whose bits do not depend on the form.
@@ -79,33 +79,26 @@ pub trait Backend: Sync {
         matrix: &StoredMatrix,
         keep: Keep,
         precision: Precision,
-    ) -> std::io::Result<PackedWeight>;
+    ) -> std::io::Result<Weight>;
 
     /// y (+)= x wᵀ; x `[tokens, in_features]`, y `[tokens, out_features]`.
-    fn matmul_nt(&self, x: Mat, w: &PackedWeight, y: MatMut, add: bool);
+    fn matmul_nt(&self, x: Mat, w: &Weight, y: MatMut, add: bool);
 
     /// [`Backend::matmul_nt`] of one x with several weights, each to its own y: x is converted
     /// once, and threads wait once.
-    fn matmul_nt_each(&self, x: Mat, products: &mut [(&PackedWeight, MatMut)]);
+    fn matmul_nt_each(&self, x: Mat, products: &mut [(&Weight, MatMut)]);
 
     /// dx (+)= dy w.
-    fn matmul_nn(&self, dy: Mat, w: &PackedWeight, dx: MatMut, add: bool);
+    fn matmul_nn(&self, dy: Mat, w: &Weight, dx: MatMut, add: bool);
 
     /// dw += dyᵀ x, a chain over the rows.
     fn matmul_tn(&self, dy: Mat, x: Mat, precision: Precision, dw: &mut [f32]);
 
     /// [`Backend::matmul_nt`] for each group of rows `offsets[g]..offsets[g + 1]` with `w[g]`.
-    fn grouped_matmul_nt(&self, x: Mat, w: &[PackedWeight], offsets: &[u32], y: MatMut, add: bool);
+    fn grouped_matmul_nt(&self, x: Mat, w: &[Weight], offsets: &[u32], y: MatMut, add: bool);
 
     /// [`Backend::matmul_nn`] for each group of rows.
-    fn grouped_matmul_nn(
-        &self,
-        dy: Mat,
-        w: &[PackedWeight],
-        offsets: &[u32],
-        dx: MatMut,
-        add: bool,
-    );
+    fn grouped_matmul_nn(&self, dy: Mat, w: &[Weight], offsets: &[u32], dx: MatMut, add: bool);
 
     /// [`Backend::matmul_tn`] for each group of rows; dw is `[groups, dy.cols, x.cols]`.
     fn grouped_matmul_tn(
@@ -119,26 +112,10 @@ pub trait Backend: Sync {
 
     /// For each head h: columns from `h * y_step` of y (+)= columns from `h * x_step` of x times
     /// `w[h]ᵀ`.
-    fn per_head_nt(
-        &self,
-        x: Mat,
-        x_step: usize,
-        w: &[PackedWeight],
-        y: MatMut,
-        y_step: usize,
-        add: bool,
-    );
+    fn per_head_nt(&self, x: Mat, x_step: usize, w: &[Weight], y: MatMut, y_step: usize, add: bool);
 
     /// As [`Backend::per_head_nt`], times `w[h]`.
-    fn per_head_nn(
-        &self,
-        x: Mat,
-        x_step: usize,
-        w: &[PackedWeight],
-        y: MatMut,
-        y_step: usize,
-        add: bool,
-    );
+    fn per_head_nn(&self, x: Mat, x_step: usize, w: &[Weight], y: MatMut, y_step: usize, add: bool);
 
     /// For each head h: dw from `h * dw_step` += (`dy_cols` columns of dy)ᵀ (`x_cols` columns of
     /// x).
@@ -203,8 +180,8 @@ pub trait Backend: Sync {
     /// Row t of y = row `ids[t]` of weight `[vocab_size, hidden_size]`.
     fn embedding(&self, ids: &[u32], weight: &[f32], y: MatMut);
 
-    /// [`Backend::embedding`] from a weight in any form, as [`PackedWeight::read_row`] reads it.
-    fn embedding_of(&self, ids: &[u32], weight: &PackedWeight, y: MatMut);
+    /// [`Backend::embedding`] from a weight in any form, as [`Weight::read_row`] reads it.
+    fn embedding_of(&self, ids: &[u32], weight: &Weight, y: MatMut);
 
     fn embedding_backward(&self, ids: &[u32], dy: Mat, dweight: &mut [f32]);
 
@@ -317,7 +294,7 @@ pub trait Backend: Sync {
     fn head(
         &self,
         hidden: Mat,
-        weight: &PackedWeight,
+        weight: &Weight,
         targets: &[u32],
         temperature: f32,
         logits: &mut Vec<f32>,

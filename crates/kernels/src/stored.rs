@@ -1,7 +1,7 @@
 //! Matrices as a checkpoint stores them, and the forms in which they can be kept.
 //!
 //! A form decides where the bytes lie and when they are converted, never a bit of a result: the
-//! products of every form are those of [`PackedWeight`] packed from the values in f32, at the same
+//! products of every form are those of [`Weight`] packed from the values in f32, at the same
 //! [`Precision`].
 
 mod fill;
@@ -15,7 +15,7 @@ use crate::gemm::{PANEL, Panels};
 use crate::mat::Mat;
 use crate::pool::SharedMut;
 use crate::quant::{Bits, QuantPanels};
-use crate::{Cpu, Isa, PackedWeight, Precision};
+use crate::{Cpu, Isa, Precision, Weight};
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -181,7 +181,7 @@ impl Cpu {
         matrix: &StoredMatrix,
         keep: Keep,
         precision: Precision,
-    ) -> io::Result<PackedWeight> {
+    ) -> io::Result<Weight> {
         matrix.check();
         let (rows, cols) = (matrix.rows, matrix.cols);
         let lane = match matrix.dtype {
@@ -191,11 +191,11 @@ impl Cpu {
         Ok(match keep {
             Keep::Panels => {
                 let panels = self.panels_nt(matrix, lane)?;
-                PackedWeight::of_panels(rows, cols, precision, lane, Some(panels), None)
+                Weight::of_panels(rows, cols, precision, lane, Some(panels), None)
             }
             Keep::PanelsTransposed => {
                 let panels = self.panels_nn(matrix, lane)?;
-                PackedWeight::of_panels(rows, cols, precision, lane, None, Some(panels))
+                Weight::of_panels(rows, cols, precision, lane, None, Some(panels))
             }
             Keep::Rows => {
                 let bytes = match &matrix.source {
@@ -210,7 +210,7 @@ impl Cpu {
                     dtype,
                     scales,
                 };
-                PackedWeight::of_rows(rows, cols, precision, kept)
+                Weight::of_rows(rows, cols, precision, kept)
             }
             Keep::Q8 => self.quantised(matrix, Bits::Eight, precision)?,
             Keep::Q4 => self.quantised(matrix, Bits::Four, precision)?,
@@ -273,7 +273,7 @@ impl Cpu {
         matrix: &StoredMatrix,
         bits: Bits,
         precision: Precision,
-    ) -> io::Result<PackedWeight> {
+    ) -> io::Result<Weight> {
         let mut panels = QuantPanels::new(bits, matrix.rows, matrix.cols);
         let (item, to_fill) = (matrix.item_rows(), panels.panels_mut());
         self.try_run(matrix.rows.div_ceil(item), |i, buffer| {
@@ -289,7 +289,7 @@ impl Cpu {
             }
             Ok(())
         })?;
-        Ok(PackedWeight::of_quantised(precision, panels))
+        Ok(Weight::of_quantised(precision, panels))
     }
 
     /// All bytes of a matrix.

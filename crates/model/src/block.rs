@@ -11,7 +11,7 @@ use crate::mla::{Mla, MlaWeights};
 use crate::mlp::{Mlp, MlpWeights};
 use crate::model::Numerics;
 use crate::params::Params;
-use kernels::{Backend, Mat, MatMut, PackedWeight, Precision, RopeAngles};
+use kernels::{Backend, Mat, MatMut, Precision, RopeAngles, Weight};
 use std::ops::Range;
 
 /// What a matrix is for, which decides how it may be kept.
@@ -48,11 +48,11 @@ pub(crate) trait Maker {
         range: Range<usize>,
         shape: [usize; 2],
         role: Role,
-    ) -> Result<PackedWeight, Error>;
+    ) -> Result<Weight, Error>;
 }
 
 /// Copies a matrix out of the flat buffer into its panels.
-pub(crate) fn pack(backend: &dyn Backend, p: &[f32], range: Range<usize>, to: &mut PackedWeight) {
+pub(crate) fn pack(backend: &dyn Backend, p: &[f32], range: Range<usize>, to: &mut Weight) {
     backend.pack(Mat::new(&p[range], to.in_features()), to);
 }
 

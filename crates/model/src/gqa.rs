@@ -7,15 +7,15 @@ use crate::block::{Maker, Pass, Role, pack};
 use crate::config::{self, Attention, Config};
 use crate::error::Error;
 use crate::layout::{GqaOffsets, LinearOffsets};
-use kernels::{Backend, Heads, Mat, MatMut, PackedWeight};
+use kernels::{Backend, Heads, Mat, MatMut, Weight};
 use std::ops::{Deref, Range};
 
 /// The packed weights of one attention.
 pub(crate) struct GqaWeights {
-    q_proj: PackedWeight,
-    k_proj: PackedWeight,
-    v_proj: PackedWeight,
-    o_proj: PackedWeight,
+    q_proj: Weight,
+    k_proj: Weight,
+    v_proj: Weight,
+    o_proj: Weight,
 }
 
 impl GqaWeights {
@@ -195,7 +195,7 @@ impl Gqa<'_> {
     /// Of y = W x + b: gradients of W and b are added, that of x is written or added.
     fn linear_backward(
         &self,
-        weight: &PackedWeight,
+        weight: &Weight,
         at: &LinearOffsets,
         x: Mat,
         dy: Mat,

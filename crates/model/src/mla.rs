@@ -8,7 +8,7 @@ use crate::block::{Maker, Pass, Role, pack};
 use crate::config::{self, Config};
 use crate::error::Error;
 use crate::layout::{MlaOffsets, QueryOffsets};
-use kernels::{Backend, Heads, Mat, MatMut, PackedWeight};
+use kernels::{Backend, Heads, Mat, MatMut, Weight};
 use std::ops::{Deref, Range};
 
 /// The norms of the latents have an epsilon of their own, whatever `rms_norm_eps` says (RMSNorm of
@@ -18,22 +18,17 @@ const LATENT_NORM_EPS: f32 = 1e-6;
 /// The packed weights of one attention.
 pub(crate) struct MlaWeights {
     query: QueryWeights,
-    kv_a_proj_with_mqa: PackedWeight,
+    kv_a_proj_with_mqa: Weight,
     /// W_UK of each head: `[qk_nope_head_dim, kv_lora_rank]`, rows of kv_b_proj.
-    key_up: Vec<PackedWeight>,
+    key_up: Vec<Weight>,
     /// W_UV of each head: `[v_head_dim, kv_lora_rank]`, rows of kv_b_proj.
-    value_up: Vec<PackedWeight>,
-    o_proj: PackedWeight,
+    value_up: Vec<Weight>,
+    o_proj: Weight,
 }
 
 enum QueryWeights {
-    Direct {
-        q_proj: PackedWeight,
-    },
-    LowRank {
-        q_a_proj: PackedWeight,
-        q_b_proj: PackedWeight,
-    },
+    Direct { q_proj: Weight },
+    LowRank { q_a_proj: Weight, q_b_proj: Weight },
 }
 
 /// The widths that the steps name again and again.
@@ -126,7 +121,7 @@ impl MlaWeights {
 
     /// Repacks after a change of the weights.
     pub fn pack(&mut self, backend: &dyn Backend, config: &Config, at: &MlaOffsets, p: &[f32]) {
-        let pack = |range: &Range<usize>, to: &mut PackedWeight| {
+        let pack = |range: &Range<usize>, to: &mut Weight| {
             pack(backend, p, range.clone(), to);
         };
         match (&mut self.query, &at.query) {

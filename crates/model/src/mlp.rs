@@ -8,7 +8,7 @@ use crate::config::{Config, Moe, ScoringFunc, TopkMethod};
 use crate::error::Error;
 use crate::layout::{MlpOffsets, MoeOffsets, SwigluOffsets};
 use kernels::{
-    Backend, ExpertGroups, GroupScore, Mat, MatMut, PackedWeight, Precision, Routing, Scoring,
+    Backend, ExpertGroups, GroupScore, Mat, MatMut, Precision, Routing, Scoring, Weight,
 };
 use std::ops::{Deref, Range};
 
@@ -19,16 +19,16 @@ pub(crate) enum MlpWeights {
 }
 
 pub(crate) struct SwigluWeights {
-    gate_proj: PackedWeight,
-    up_proj: PackedWeight,
-    down_proj: PackedWeight,
+    gate_proj: Weight,
+    up_proj: Weight,
+    down_proj: Weight,
 }
 
 pub(crate) struct MoeWeights {
-    gate: PackedWeight,
-    experts_gate_proj: Vec<PackedWeight>,
-    experts_up_proj: Vec<PackedWeight>,
-    experts_down_proj: Vec<PackedWeight>,
+    gate: Weight,
+    experts_gate_proj: Vec<Weight>,
+    experts_up_proj: Vec<Weight>,
+    experts_down_proj: Vec<Weight>,
     /// `None` without shared experts.
     shared: Option<SwigluWeights>,
 }

@@ -11,8 +11,8 @@ use crate::mtp::{MtpLoss, MtpWeights};
 use crate::open::Checkpoint;
 use crate::params::Params;
 use kernels::{
-    Backend, Chance, HeadGradient, Mat, MatMut, PackedWeight, Precision, Purpose, RopeAngles,
-    RopeFrequencies,
+    Backend, Chance, HeadGradient, Mat, MatMut, Precision, Purpose, RopeAngles, RopeFrequencies,
+    Weight,
 };
 use std::ops::Range;
 use std::path::Path;
@@ -42,10 +42,10 @@ pub struct Model {
     pub numerics: Numerics,
     pub(crate) params: Params,
     /// The input embedding where it is neither flat nor the head.
-    embed: Option<PackedWeight>,
+    embed: Option<Weight>,
     layers: Vec<BlockWeights>,
     pub(crate) mtp: Option<MtpWeights>,
-    head: PackedWeight,
+    head: Weight,
     rope: RopeFrequencies,
 }
 
@@ -80,8 +80,8 @@ impl Maker for Empty {
         _: Range<usize>,
         [out, input]: [usize; 2],
         role: Role,
-    ) -> Result<PackedWeight, Error> {
-        Ok(PackedWeight::new(out, input, role.precision(self.0)))
+    ) -> Result<Weight, Error> {
+        Ok(Weight::new(out, input, role.precision(self.0)))
     }
 }
 
@@ -129,7 +129,7 @@ impl Model {
         layout: Layout,
         numerics: Numerics,
         params: Params,
-        embed: Option<PackedWeight>,
+        embed: Option<Weight>,
         maker: &mut dyn Maker,
     ) -> Result<Model, Error> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::layout::{MtpOffsets, TensorSpec};
 use crate::model::{Model, Of, Targets};
-use kernels::{Backend, Mat, MatMut, PackedWeight};
+use kernels::{Backend, Mat, MatMut, Weight};
 
 /// The loss of multi-token prediction, in terms of [`Model::forward_mtp`].
 pub struct MtpLoss<'a> {
@@ -29,7 +29,7 @@ pub struct MtpLoss<'a> {
 
 /// The packed weights of multi-token prediction.
 pub(crate) struct MtpWeights {
-    eh_proj: PackedWeight,
+    eh_proj: Weight,
     block: BlockWeights,
 }
 

@@ -11,7 +11,7 @@ use crate::layout::{Layout, TensorSpec};
 use crate::model::{Model, Numerics};
 use crate::mtp::is_mtp;
 use crate::params::{Params, Vectors};
-use kernels::{Backend, Dtype, Keep, PackedWeight, RowSource, StoredMatrix};
+use kernels::{Backend, Dtype, Keep, RowSource, StoredMatrix, Weight};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -319,7 +319,7 @@ impl<'a> Loader<'a> {
     }
 
     /// The input embedding, whose rows are looked up; `None` where the head serves for it.
-    fn embedding(&mut self) -> Result<Option<PackedWeight>, Error> {
+    fn embedding(&mut self) -> Result<Option<Weight>, Error> {
         if self.config.tie_word_embeddings {
             return Ok(None);
         }
@@ -360,7 +360,7 @@ impl<'a> Loader<'a> {
         range: Range<usize>,
         [rows, cols]: [usize; 2],
         role: Role,
-    ) -> Result<PackedWeight, Error> {
+    ) -> Result<Weight, Error> {
         let spec = self.layout.tensor_at(&range);
         let first_row = (range.start - spec.offset) / cols;
         let found = self.source.rows(self.config, spec, first_row, rows)?;
@@ -420,7 +420,7 @@ impl Maker for Loader<'_> {
         range: Range<usize>,
         shape: [usize; 2],
         role: Role,
-    ) -> Result<PackedWeight, Error> {
+    ) -> Result<Weight, Error> {
         self.take_over(range, shape, role)
     }
 }

@@ -1,26 +1,30 @@
 //! `doctor`: the machine, the laws of the numbers on it, and on request a model folder.
 
+mod checks;
+
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use kernels::{Cpu, Isa, Precision};
-use model::{Activations, Batch, Config, Layout, Model, Numerics};
+use model::{Activations, Batch, Config, Model, Numerics};
 use serde::Serialize;
 
 use super::{print, print_json};
 use crate::failure::{FAILURE, Failure, Outcome};
-use crate::folder::Folder;
+use crate::memory;
 use crate::settings::{self, Settings};
+use checks::Check;
 
-/// Check this machine, this program, and on request a model folder
+/// Check this machine, this program, and on request a model
 ///
-/// The self-check runs a small random model on every instruction set of the machine with 1, 2 and
-/// 3 threads: all must give the same bits. Exits 1 where something is wrong, 3 for a bad model.
+/// The self-check runs small random models, of latent and of grouped attention, on every
+/// instruction set of the machine with 1, 2 and 3 threads: all must give the same bits. Exits 1
+/// where something is wrong, 3 for a bad model.
 #[derive(Args)]
 #[command(after_help = "Example:\n  bruchteil doctor demo-out/grpo")]
 pub struct Doctor {
-    /// A Hugging Face model folder to check too
+    /// A Hugging Face model folder or GGUF file to check too
     model: Option<PathBuf>,
 }
 
@@ -58,25 +62,18 @@ struct Variable {
 #[derive(Serialize)]
 struct Law {
     precision: String,
-    /// blake3 of the logits by the plain instructions on one thread.
+    /// blake3 of the models' logits by the plain instructions on one thread.
     hash: String,
     ways: usize,
     /// Ways that gave other bits, as "instruction set, threads".
     differing: Vec<String>,
 }
 
-#[derive(Serialize)]
-struct Check {
-    what: &'static str,
-    good: bool,
-    found: String,
-}
-
 impl Doctor {
     pub fn run(&self, settings: &Settings) -> Outcome {
         let laws: Vec<Law> = [Precision::F32, Precision::Bf16].map(law).into();
         let model = match &self.model {
-            Some(dir) => checks(dir)?,
+            Some(path) => checks::checks(path, settings)?,
             None => Vec::new(),
         };
         let lawful = laws.iter().all(|law| law.differing.is_empty());
@@ -120,17 +117,9 @@ fn machine(settings: &Settings) -> Machine {
         instruction_sets: Isa::available().into_iter().map(Isa::name).collect(),
         instruction_set_used: settings.isa().name(),
         precision: format!("{:?}", settings.precision()).to_lowercase(),
-        memory_total_bytes: memory("MemTotal:"),
-        memory_available_bytes: memory("MemAvailable:"),
+        memory_total_bytes: memory::total(),
+        memory_available_bytes: memory::available(),
     }
-}
-
-/// A line of Linux's table of memory, in bytes; `None` on other systems.
-fn memory(field: &str) -> Option<u64> {
-    let table = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = table.lines().find_map(|line| line.strip_prefix(field))?;
-    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(1024 * kibibytes)
 }
 
 fn environment() -> Vec<Variable> {
@@ -157,7 +146,7 @@ fn environment() -> Vec<Variable> {
     .into()
 }
 
-/// Runs the small model in every way and compares the bits of its logits.
+/// Runs the small models in every way and compares the bits of their logits.
 fn law(precision: Precision) -> Law {
     let mut hash = String::new();
     let (mut ways, mut differing) = (0, Vec::new());
@@ -182,16 +171,36 @@ fn law(precision: Precision) -> Law {
     }
 }
 
-/// Every kind of layer, sizes that no vector divides, and two documents in one batch.
-const SMALL_MODEL: &str = r#"{"model_type": "deepseek_v3", "vocab_size": 131, "hidden_size": 72,
+/// Sizes that no vector divides: latent attention with a dense layer, and grouped attention with
+/// norms of its heads; both with experts.
+const SMALL_MODELS: [&str; 2] = [
+    r#"{"model_type": "deepseek_v3", "vocab_size": 131, "hidden_size": 72,
 "intermediate_size": 90, "moe_intermediate_size": 34, "num_hidden_layers": 3,
 "num_attention_heads": 3, "n_routed_experts": 6, "n_shared_experts": 1, "num_experts_per_tok": 2,
 "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "q_lora_rank": null,
 "kv_lora_rank": 40, "qk_nope_head_dim": 24, "qk_rope_head_dim": 8, "v_head_dim": 20,
-"routed_scaling_factor": 1.5, "num_nextn_predict_layers": 0, "eos_token_id": 1}"#;
+"routed_scaling_factor": 1.5, "num_nextn_predict_layers": 0, "eos_token_id": 1}"#,
+    r#"{"model_type": "qwen3_moe", "vocab_size": 131, "hidden_size": 72, "intermediate_size": 90,
+"moe_intermediate_size": 34, "num_hidden_layers": 2, "num_attention_heads": 6,
+"num_key_value_heads": 2, "head_dim": 22, "num_experts": 6, "num_experts_per_tok": 2,
+"norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": [],
+"max_position_embeddings": 256, "rope_theta": 10000.0, "rms_norm_eps": 1e-6,
+"tie_word_embeddings": false, "eos_token_id": 1}"#,
+];
 
 fn logits_hash(precision: Precision, backend: &Cpu) -> String {
-    let config = Config::from_json(SMALL_MODEL).expect("the small model is valid");
+    let mut hasher = blake3::Hasher::new();
+    for config in SMALL_MODELS {
+        let config = Config::from_json(config).expect("the small models are valid");
+        for logit in small_logits(config, precision, backend) {
+            hasher.update(&logit.to_le_bytes());
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// Of two documents in one batch.
+fn small_logits(config: Config, precision: Precision, backend: &Cpu) -> Vec<f32> {
     let model = Model::random(config, Numerics::new(precision), 7, backend);
     let documents: [Vec<u32>; 2] = [
         (0..37).map(|i| i * 53 % 131).collect(),
@@ -203,96 +212,7 @@ fn logits_hash(precision: Precision, backend: &Cpu) -> String {
     let rows: Vec<u32> = (0..58).collect();
     let mut logits = Vec::new();
     model.logits(backend, &mut acts, &rows, &mut logits);
-    let bytes: Vec<u8> = logits
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect();
-    blake3::hash(&bytes).to_hex().to_string()
-}
-
-/// What can be wrong with a folder whose files can be read.
-///
-/// # Errors
-/// A file is missing or bad, or the weights do not fit the configuration.
-fn checks(dir: &Path) -> Result<Vec<Check>, Failure> {
-    let folder = Folder::open(dir)?;
-    let layout = Layout::new(&folder.config);
-    let weights = model::read_weights(&folder.dir, &folder.config, &layout)?;
-    let non_finite: Vec<String> = weights.non_finite.iter().map(ToString::to_string).collect();
-    let tensors = layout.tensors.len();
-    let mut checks = vec![
-        Check {
-            what: "shapes",
-            good: true,
-            found: format!("{tensors} tensors fit config.json"),
-        },
-        Check {
-            what: "values",
-            good: non_finite.is_empty(),
-            found: match non_finite.is_empty() {
-                true => "all finite".to_string(),
-                false => non_finite.join("; "),
-            },
-        },
-    ];
-    checks.extend([tokenizer_check(&folder), template_check(&folder)]);
-    checks.push(Check {
-        what: "stop tokens",
-        good: !folder.stop_token_ids.is_empty(),
-        found: format!("{:?}", folder.stop_token_ids),
-    });
-    Ok(checks)
-}
-
-fn tokenizer_check(folder: &Folder) -> Check {
-    let what = "tokenizer";
-    let rows = folder.config.vocab_size;
-    match &folder.tokenizer {
-        None => Check {
-            what,
-            good: false,
-            found: "there is no tokenizer.json".to_string(),
-        },
-        Some(tokenizer) => {
-            let tokens = tokenizer.vocab_size();
-            let eos = tokenizer.token_to_id(&folder.eos_token);
-            let eos_agrees = eos.is_none_or(|id| folder.stop_token_ids.contains(&id));
-            let found = match (tokens <= rows, eos_agrees) {
-                (false, _) => format!("{tokens} tokens, but vocab_size is {rows}"),
-                (true, false) => format!("{:?} is not a stop token", folder.eos_token),
-                (true, true) => format!("{tokens} tokens for {rows} rows"),
-            };
-            Check {
-                what,
-                good: tokens <= rows && eos_agrees,
-                found,
-            }
-        }
-    }
-}
-
-fn template_check(folder: &Folder) -> Check {
-    let what = "chat template";
-    if folder.chat_template.is_none() {
-        let found = "there is none; `generate --chat` will not work".to_string();
-        return Check {
-            what,
-            good: true,
-            found,
-        };
-    }
-    match folder.chat_prompt("1 2 3 4") {
-        Ok(prompt) => Check {
-            what,
-            good: true,
-            found: format!("renders {prompt:?}"),
-        },
-        Err(failure) => Check {
-            what,
-            good: false,
-            found: failure.lines().join(" "),
-        },
-    }
+    logits
 }
 
 impl Findings {

@@ -13,6 +13,7 @@ use crate::folder::Folder;
 use crate::generation;
 use crate::run;
 use crate::settings::Settings;
+use crate::weights::WeightOptions;
 
 /// Accuracy of a model on held-out problems of a task
 ///
@@ -25,7 +26,7 @@ use crate::settings::Settings;
 --greedy\n  bruchteil eval runs/countdown4-grpo --config runs/countdown4.toml"
 )]
 pub struct Eval {
-    /// A Hugging Face model folder, or the directory of a run
+    /// A Hugging Face model folder, the directory of a run, or a GGUF file
     model: PathBuf,
     /// A run's settings, a TOML file: task, seed, numerics and `[eval]`; other options come first
     #[arg(long, value_name = "FILE", required_unless_present = "task")]
@@ -52,6 +53,8 @@ pub struct Eval {
     /// Transcripts to show, of the first problems [default: 0]
     #[arg(long, value_name = "N")]
     show: Option<usize>,
+    #[command(flatten)]
+    weights: WeightOptions,
 }
 
 #[derive(Serialize)]
@@ -65,7 +68,7 @@ struct Evaluation {
 impl Eval {
     pub fn run(&self, settings: &Settings) -> Outcome {
         let config = self.config(settings)?;
-        let folder = Folder::open(&self.model)?;
+        let mut folder = Folder::open(&self.model)?;
         let tokenizer = folder.tokenizer()?;
         let ui = settings.ui();
         if !generation::speaks_our_words(tokenizer) {
@@ -74,7 +77,9 @@ impl Eval {
         let setup = Setup::with_tokenizer(config, tokenizer.clone())?;
         let problems = evaluation::problems(&setup, setup.config.eval.problems)?;
         let backend = settings.backend();
-        let model = folder.model_in(setup.numerics(), settings, &backend)?;
+        let model = self
+            .weights
+            .open(&mut folder, setup.numerics(), settings, &backend)?;
         for &temperature in &setup.config.eval.temperatures {
             let shown = (ui, "eval");
             let result =

@@ -12,6 +12,7 @@ use crate::failure::{Failure, Outcome};
 use crate::folder::Folder;
 use crate::generation::{self, Told};
 use crate::settings::Settings;
+use crate::weights::WeightOptions;
 
 /// Complete a prompt
 ///
@@ -20,7 +21,7 @@ use crate::settings::Settings;
 #[derive(Args)]
 #[command(after_help = "Example:\n  bruchteil generate demo-out/grpo --prompt '69 64 4 20' --chat")]
 pub struct Generate {
-    /// A Hugging Face model folder
+    /// A Hugging Face model folder, or a GGUF file
     model: PathBuf,
     /// The text to complete
     #[arg(
@@ -47,6 +48,8 @@ pub struct Generate {
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     n: u32,
+    #[command(flatten)]
+    weights: WeightOptions,
 }
 
 #[derive(Args)]
@@ -97,12 +100,15 @@ struct Answer {
 
 impl Generate {
     pub fn run(&self, settings: &Settings) -> Outcome {
-        let folder = Folder::open(&self.model)?;
+        let mut folder = Folder::open(&self.model)?;
         let (prompt_text, prompt) = self.prompt(&folder)?;
         let params = self.params(&folder, settings, prompt.len())?;
         self.warn_of_unknown_words(&folder, settings, &prompt);
         let backend = settings.backend();
-        let model = folder.model(settings, &backend)?;
+        let numerics = settings.numerics();
+        let model = self
+            .weights
+            .open(&mut folder, numerics, settings, &backend)?;
         let requests = (0..u64::from(self.n))
             .map(|sequence| Request {
                 sequence,
@@ -117,7 +123,7 @@ impl Generate {
             .map(|completion| completion.token_ids.len())
             .sum();
         progress.finish(&format!("{tokens} tokens"));
-        let primed = prompt_text.trim_end().ends_with(tasks::THINK_OPEN);
+        let primed = text::opens_thinking(&prompt_text);
         let tokenizer = folder.tokenizer.as_ref();
         let completions = completions
             .into_iter()

@@ -56,8 +56,8 @@ impl Grpo {
                 Stage::resume(&setup, checkpoint, || dir.start(), &backend)?
             }
             None => {
-                let (model, non_finite) = Model::open(&folder.dir, setup.numerics(), &backend)?;
-                run::check_finite(&folder.dir, &non_finite)?;
+                let (model, non_finite) = Model::open(&folder.path, setup.numerics(), &backend)?;
+                run::check_finite(&folder.path, &non_finite)?;
                 Stage::new(&setup, model, &backend)
             }
         };

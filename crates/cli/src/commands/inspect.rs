@@ -1,263 +1,304 @@
-//! `inspect`: what a model folder holds, from its small files alone.
+//! `inspect`: what a model holds, from its small files and the headers of its weights.
+
+mod parts;
+mod shape;
 
 use std::path::PathBuf;
 
 use clap::Args;
-use model::{Attention, Config, Layout, TensorSpec};
+use model::{Checkpoint, Config};
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{print, print_json};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::folder::Folder;
+use crate::memory;
 use crate::settings::Settings;
+use parts::{Part, Stored, grouped};
 
-/// What a model folder holds
+/// What a model folder or GGUF file holds
+///
+/// Reads no weights, only where they are. Without weights, config.json alone is shown; weights that
+/// do not fit it are refused with a list of all differences.
 #[derive(Args)]
 #[command(after_help = "Example:\n  bruchteil inspect demo-out/grpo")]
 pub struct Inspect {
-    /// A Hugging Face model folder
+    /// A Hugging Face model folder, the directory of a run, or a GGUF file
     model: PathBuf,
 }
 
 #[derive(Serialize)]
 struct Facts {
     architecture: &'static str,
+    model_type: &'static str,
     layers: usize,
     moe_layers: usize,
     hidden_size: usize,
-    attention_heads: usize,
-    /// Of grouped heads.
-    key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    /// Of latent attention.
-    q_lora_rank: Option<usize>,
-    kv_lora_rank: Option<usize>,
+    intermediate_size: usize,
+    attention: Value,
+    /// `None` where every layer is dense.
+    experts: Option<Value>,
+    rope: Value,
+    rms_norm_eps: f64,
     tied_embeddings: bool,
+    /// Those that the weights have, or config.json where there are no weights.
     multi_token_prediction_layers: usize,
-    routed_experts: usize,
-    experts_per_token: usize,
-    shared_experts: usize,
+    quantisation: Option<Value>,
     vocab_size: usize,
     max_position_embeddings: usize,
+    /// What config.json says; `weights` says what is there.
     dtype: String,
     parameters_total: u64,
     parameters_active: u64,
+    /// `None` where there are none.
+    weights: Option<Stored>,
     parts: Vec<Part>,
     /// In f32, as this program holds the cache.
     cache_bytes_per_token: usize,
+    /// Of a token that attends to itself alone.
     flops_per_token: f64,
     tokenizer_tokens: Option<usize>,
     chat_template: Option<String>,
-    bos_token: String,
-    eos_token: String,
+    /// Whether the prompt of an answer ends inside `<think>`; `None` if there is no template that
+    /// renders.
+    chat_template_opens_thinking: Option<bool>,
+    chat_template_error: Option<String>,
+    special_tokens: Vec<SpecialToken>,
     stop_token_ids: Vec<u32>,
     ignored_keys: Vec<String>,
 }
 
-/// Some of the tensors together.
 #[derive(Serialize)]
-struct Part {
-    name: &'static str,
-    parameters: u64,
-    bytes: u64,
+struct SpecialToken {
+    role: &'static str,
+    text: String,
+    id: Option<u32>,
 }
 
 impl Inspect {
     pub fn run(&self, settings: &Settings) -> Outcome {
-        let facts = Facts::new(Folder::open(&self.model)?);
+        let folder = Folder::open(&self.model)?;
+        let stored = folder.checkpoint().map(Checkpoint::tensors);
+        let parts = parts::parts(&folder.config, stored.as_deref());
+        let weights = stored.as_deref().map(Stored::new);
+        let facts = Facts::new(&folder, weights, parts);
         if settings.json {
-            print_json(&facts)
-        } else {
-            print(&facts.in_words())
+            return print_json(&facts);
         }
+        let rows = facts.rows(&folder.config);
+        let lines = rows
+            .iter()
+            .map(|(name, value)| format!("{name:<24} {value}\n"));
+        print(&lines.collect::<String>())
     }
 }
 
 impl Facts {
-    fn new(folder: Folder) -> Facts {
-        let config = folder.config;
-        let (mla, gqa) = match &config.attention {
-            Attention::Mla(mla) => (Some(mla), None),
-            Attention::Gqa(gqa) => (None, Some(gqa)),
-        };
-        let moe = config.moe.as_ref();
+    fn new(folder: &Folder, weights: Option<Stored>, parts: Vec<Part>) -> Facts {
+        let config = &folder.config;
+        let prompt = folder
+            .chat_template
+            .as_ref()
+            .map(|_| folder.chat_prompt("1 2 3 4"));
+        let opens_thinking = |prompt: &String| text::opens_thinking(prompt);
+        let rendered = prompt.as_ref().and_then(|prompt| prompt.as_ref().ok());
+        let failed = prompt.as_ref().and_then(|prompt| prompt.as_ref().err());
         Facts {
             architecture: config.architecture.class(),
+            model_type: config.architecture.model_type(),
             layers: config.num_hidden_layers,
             moe_layers: config.num_moe_layers(),
             hidden_size: config.hidden_size,
-            attention_heads: config.num_attention_heads,
-            key_value_heads: gqa.map(|gqa| gqa.num_key_value_heads),
-            head_dim: gqa.map(|gqa| gqa.head_dim),
-            q_lora_rank: mla.and_then(|mla| mla.q_lora_rank),
-            kv_lora_rank: mla.map(|mla| mla.kv_lora_rank),
+            intermediate_size: config.intermediate_size,
+            attention: shape::attention_json(config),
+            experts: shape::experts_json(config),
+            rope: shape::rope_json(&config.rope),
+            rms_norm_eps: config.rms_norm_eps,
             tied_embeddings: config.tie_word_embeddings,
             multi_token_prediction_layers: config.num_nextn_predict_layers,
-            routed_experts: config.n_routed_experts(),
-            experts_per_token: moe.map_or(0, |moe| moe.num_experts_per_tok),
-            shared_experts: moe.map_or(0, |moe| moe.n_shared_experts),
+            quantisation: config.fp8.map(|fp8| {
+                let scales = if fp8.ue8m0 { "ue8m0" } else { "f32" };
+                json!({"type": "fp8", "block": fp8.block, "scales": scales})
+            }),
             vocab_size: config.vocab_size,
             max_position_embeddings: config.max_position_embeddings,
+            dtype: config.torch_dtype.clone(),
             parameters_total: config.parameters_total(),
             parameters_active: config.parameters_active(),
-            parts: parts(&config),
+            weights,
+            parts,
             cache_bytes_per_token: 4 * config.cache_elements_per_token(),
             flops_per_token: config.flops_per_token_forward(1.0),
-            tokenizer_tokens: folder.tokenizer.map(|tokenizer| tokenizer.vocab_size()),
-            chat_template: folder.chat_template,
-            bos_token: folder.bos_token,
-            eos_token: folder.eos_token,
-            stop_token_ids: folder.stop_token_ids,
-            dtype: config.torch_dtype,
-            ignored_keys: config.ignored_keys,
+            tokenizer_tokens: folder
+                .tokenizer
+                .as_ref()
+                .map(|tokenizer| tokenizer.vocab_size()),
+            chat_template: folder.chat_template.clone(),
+            chat_template_opens_thinking: rendered.map(opens_thinking),
+            chat_template_error: failed.map(|failure: &Failure| failure.lines().join(" ")),
+            special_tokens: special_tokens(folder),
+            stop_token_ids: folder.stop_token_ids.clone(),
+            ignored_keys: config.ignored_keys.clone(),
         }
     }
 
-    fn in_words(&self) -> String {
-        let yes = |there: bool| if there { "yes" } else { "none" }.to_string();
-        let experts = match self.moe_layers {
-            0 => "none (dense)".to_string(),
-            layers => format!(
-                "{} routed, {} chosen, {} shared, in {layers} of {} layers",
-                self.routed_experts, self.experts_per_token, self.shared_experts, self.layers
-            ),
-        };
-        let heads = self.attention_heads;
-        let attention = match (self.kv_lora_rank, self.q_lora_rank) {
-            (Some(latent), None) => format!("{heads} heads, latent of {latent}, queries direct"),
-            (Some(latent), Some(rank)) => {
-                format!("{heads} heads, latent of {latent}, queries through {rank}")
+    fn rows(&self, config: &Config) -> Vec<(String, String)> {
+        let mut rows = shape_rows(config);
+        rows.push(("parameters".to_string(), grouped(self.parameters_total)));
+        rows.extend(self.parts.iter().map(Part::in_words));
+        let weights = match &self.weights {
+            None => "none".to_string(),
+            Some(stored) => {
+                let shares = stored.dtypes.iter();
+                let shares =
+                    shares.map(|(name, &bytes)| format!("{} {name}", memory::shown(bytes)));
+                let shares: Vec<String> = shares.collect();
+                format!("{} tensors, {}", stored.tensors, shares.join(", "))
             }
-            (None, _) => format!(
-                "{heads} heads of {}, {} of keys and values",
-                self.head_dim.unwrap_or_default(),
-                self.key_value_heads.unwrap_or_default()
-            ),
         };
-        let mut rows = vec![
-            ("architecture", self.architecture.to_string()),
-            ("layers", self.layers.to_string()),
-            ("hidden size", self.hidden_size.to_string()),
-            ("attention", attention),
-            ("experts", experts),
-            ("vocabulary", self.vocab_size.to_string()),
-            ("positions", self.max_position_embeddings.to_string()),
-            ("parameters", grouped(self.parameters_total)),
-            ("active per token", grouped(self.parameters_active)),
-        ];
-        for part in &self.parts {
-            let Part {
-                name,
-                parameters,
-                bytes,
-            } = part;
-            rows.push((
-                *name,
-                format!("{}, {} bytes", grouped(*parameters), grouped(*bytes)),
-            ));
-        }
-        let tokens = self.tokenizer_tokens;
+        let tokenizer = match self.tokenizer_tokens {
+            Some(tokens) => format!("{tokens} tokens"),
+            None => "none".to_string(),
+        };
+        let template = match (&self.chat_template_error, self.chat_template_opens_thinking) {
+            (Some(error), _) => format!("fails: {error}"),
+            (None, None) => "none".to_string(),
+            (None, Some(true)) => "yes; answers begin inside <think>".to_string(),
+            (None, Some(false)) => "yes".to_string(),
+        };
+        let named = |name: &str, value: String| (name.to_string(), value);
         rows.extend([
-            ("dtype", self.dtype.clone()),
-            (
+            named("active per token", grouped(self.parameters_active)),
+            named("weights", weights),
+            named(
                 "cache per token",
-                format!("{} bytes", self.cache_bytes_per_token),
+                format!("{} bytes", grouped(self.cache_bytes_per_token as u64)),
             ),
-            (
+            named(
                 "forward per token",
                 format!("{:.3e} FLOPs", self.flops_per_token),
             ),
-            (
-                "tokenizer",
-                tokens.map_or("none".to_string(), |n| format!("{n} tokens")),
-            ),
-            ("chat template", yes(self.chat_template.is_some())),
-            ("bos token", format!("{:?}", self.bos_token)),
-            ("eos token", format!("{:?}", self.eos_token)),
-            ("stop token ids", format!("{:?}", self.stop_token_ids)),
+            named("tokenizer", tokenizer),
+            named("chat template", template),
         ]);
+        rows.extend(self.special_tokens.iter().map(SpecialToken::in_words));
+        rows.push(named(
+            "stop token ids",
+            format!("{:?}", self.stop_token_ids),
+        ));
         if !self.ignored_keys.is_empty() {
-            rows.push(("ignored keys", self.ignored_keys.join(", ")));
+            rows.push(named("ignored keys", self.ignored_keys.join(", ")));
         }
-        rows.iter()
-            .map(|(name, value)| format!("{name:<18} {value}\n"))
-            .collect()
+        rows
     }
 }
 
-const PARTS: [&str; 8] = [
-    "  embedding",
-    "  attention",
-    "  dense MLP",
-    "  routed experts",
-    "  shared experts",
-    "  router",
-    "  norms",
-    "  head",
-];
-
-/// Which of [`PARTS`] a tensor belongs to, by its Hugging Face name.
-fn part_of(tensor: &str) -> usize {
-    let has = |piece: &str| tensor.contains(piece);
-    match () {
-        () if has("embed_tokens") => 0,
-        () if has("norm") => 6,
-        () if has("self_attn") => 1,
-        () if has(".experts.") => 3,
-        () if has("shared_experts") => 4,
-        () if has("mlp.gate.") => 5,
-        () if has("lm_head") => 7,
-        () => 2,
+impl SpecialToken {
+    /// Its role, and text and id as far as they are known.
+    fn in_words(&self) -> (String, String) {
+        let words = match (self.text.as_str(), self.id) {
+            (text, None) => format!("{text:?}, which the tokenizer does not have"),
+            ("", Some(id)) => id.to_string(),
+            (text, Some(id)) => format!("{text:?} {id}"),
+        };
+        (format!("{} token", self.role), words)
     }
 }
 
-/// Bytes as the file stores them, by the configuration's `torch_dtype`.
-fn parts(config: &Config) -> Vec<Part> {
-    let layout = Layout::new(config);
-    let half = matches!(config.torch_dtype.as_str(), "bfloat16" | "float16");
-    let bytes_each = |spec: &TensorSpec| if half && spec.trainable { 2 } else { 4 };
-    let mut parts = PARTS.map(|name| Part {
-        name,
-        parameters: 0,
-        bytes: 0,
-    });
-    for spec in &layout.tensors {
-        let part = &mut parts[part_of(&spec.name)];
-        part.parameters += spec.len as u64;
-        part.bytes += spec.len as u64 * bytes_each(spec);
+/// What `config.json` says of the architecture.
+fn shape_rows(config: &Config) -> Vec<(String, String)> {
+    let dense = shape::dense_layers(config);
+    let dense = match (&config.moe, dense.len()) {
+        (None, _) => format!("all, {} wide", config.intermediate_size),
+        (Some(_), 0) => "none".to_string(),
+        (Some(_), _) => format!(
+            "{}, {} wide",
+            shape::ranges(&dense),
+            config.intermediate_size
+        ),
+    };
+    let head = match config.tie_word_embeddings {
+        true => "tied to the embedding",
+        false => "own",
+    };
+    let mut rows = vec![
+        ("architecture", config.architecture.class().to_string()),
+        ("layers", config.num_hidden_layers.to_string()),
+        ("hidden size", config.hidden_size.to_string()),
+        ("attention", shape::attention_words(config)),
+        ("experts", shape::experts_words(config)),
+    ];
+    rows.extend(
+        config
+            .moe
+            .as_ref()
+            .map(|moe| ("routing", shape::routing_words(moe))),
+    );
+    rows.extend([
+        ("dense layers", dense),
+        ("RoPE", shape::rope_words(&config.rope)),
+        ("positions", config.max_position_embeddings.to_string()),
+        ("norms", format!("RMS, epsilon {:e}", config.rms_norm_eps)),
+        ("vocabulary", config.vocab_size.to_string()),
+        ("head", head.to_string()),
+    ]);
+    if config.num_nextn_predict_layers > 0 {
+        let layers = format!("{} layer", config.num_nextn_predict_layers);
+        rows.push(("multi-token prediction", layers));
     }
-    parts
-        .into_iter()
-        .filter(|part| part.parameters > 0)
+    if let Some(fp8) = config.fp8 {
+        let [height, width] = fp8.block;
+        let kind = if fp8.ue8m0 { "powers of two" } else { "f32" };
+        let words = format!("FP8 (e4m3), a scale for each block of {height} x {width}, {kind}");
+        rows.push(("quantisation", words));
+    }
+    rows.push(("dtype", config.torch_dtype.clone()));
+    rows.into_iter()
+        .map(|(name, value)| (name.to_string(), value))
         .collect()
 }
 
-/// 1234567 as 1,234,567.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
+/// Tokens with a role, by `config.json` and by the tokenizer's settings, and the marks of thinking.
+fn special_tokens(folder: &Folder) -> Vec<SpecialToken> {
+    let (config, tokenizer) = (&folder.config, folder.tokenizer.as_ref());
+    let id_of = |text: &str| tokenizer.and_then(|tokenizer| tokenizer.token_to_id(text));
+    let text_of = |id: u32| tokenizer.and_then(|tokenizer| tokenizer.id_to_token(id));
+    let one = |id: Option<u32>| id.into_iter().collect::<Vec<u32>>();
+    let mut found = Vec::new();
+    for (role, mut ids) in [
+        ("bos", one(config.bos_token_id)),
+        ("eos", config.eos_token_id.clone()),
+        ("pad", one(config.pad_token_id)),
+        ("unk", Vec::new()),
+    ] {
+        let text = folder.special_token(role);
+        let id = id_of(text).filter(|_| !text.is_empty());
+        ids.extend(id.filter(|id| !ids.contains(id)));
+        if ids.is_empty() && !text.is_empty() {
+            let text = text.to_string();
+            found.push(SpecialToken {
+                role,
+                text,
+                id: None,
+            });
         }
-        text.push(digit);
+        found.extend(ids.into_iter().map(|id| SpecialToken {
+            role,
+            text: text_of(id).unwrap_or_default(),
+            id: Some(id),
+        }));
     }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::grouped;
-
-    #[test]
-    fn thousands_are_grouped() {
-        for (number, text) in [
-            (0, "0"),
-            (999, "999"),
-            (1_000, "1,000"),
-            (1_234_567, "1,234,567"),
-        ] {
-            assert_eq!(grouped(number), text);
-        }
+    for (role, text) in [
+        ("think_open", tasks::THINK_OPEN),
+        ("think_close", tasks::THINK_CLOSE),
+    ] {
+        let text = text.to_string();
+        found.extend(id_of(&text).map(|id| SpecialToken {
+            role,
+            text,
+            id: Some(id),
+        }));
     }
+    found
 }

@@ -12,6 +12,7 @@ use crate::failure::Outcome;
 use crate::folder::Folder;
 use crate::rows;
 use crate::settings::Settings;
+use crate::weights::WeightOptions;
 
 /// Tokens of one forward pass; a row's numbers do not depend on what shares its batch.
 const BATCH_TOKENS: usize = 2048;
@@ -27,7 +28,7 @@ const BATCH_TOKENS: usize = 2048;
 logits.safetensors"
 )]
 pub struct Score {
-    /// A Hugging Face model folder
+    /// A Hugging Face model folder, or a GGUF file
     model: PathBuf,
     /// JSONL file of rows
     #[arg(long, value_name = "FILE")]
@@ -38,6 +39,8 @@ pub struct Score {
     /// Also write all logits in f32: tensor `logits.N`, [tokens, vocab_size], for row N from 0
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
+    #[command(flatten)]
+    weights: WeightOptions,
 }
 
 #[derive(Serialize)]
@@ -49,10 +52,13 @@ struct Scored<'a> {
 
 impl Score {
     pub fn run(&self, settings: &Settings) -> Outcome {
-        let folder = Folder::open(&self.model)?;
+        let mut folder = Folder::open(&self.model)?;
         let rows = rows::read(&self.input, &folder)?;
         let backend = settings.backend();
-        let model = folder.model(settings, &backend)?;
+        let numerics = settings.numerics();
+        let model = self
+            .weights
+            .open(&mut folder, numerics, settings, &backend)?;
         let mut progress = settings.ui().start("score", rows.len() as u64);
         let mut scorer = Scorer::new(&model, &backend, self.logits.is_some());
         let mut lines = String::new();
@@ -102,7 +108,7 @@ impl<'a> Scorer<'a> {
         Scorer {
             model,
             backend,
-            acts: Activations::new(&model.config),
+            acts: Activations::for_inference(),
             logits: keeps_logits.then(Vec::new),
         }
     }

@@ -55,7 +55,7 @@ fn every_product_is_its_three_line_chain_bit_for_bit() {
         let (x, w, dy) = (random(1, t * k), random(2, n * k), random(3, t * n));
         for precision in [Precision::F32, Precision::Bf16] {
             for cpu in machines() {
-                let mut packed = PackedWeight::new(n, k, precision);
+                let mut packed = Weight::new(n, k, precision);
                 cpu.pack(Mat::new(&w, k), &mut packed);
                 let w_group = std::slice::from_ref(&packed);
                 let all = [0, t as u32];
@@ -107,7 +107,7 @@ fn a_grouped_product_is_its_groups_one_by_one_and_adding_continues_the_chain() {
     for precision in [Precision::F32, Precision::Bf16] {
         let mut whole: Option<[Vec<f32>; 3]> = None;
         for cpu in machines() {
-            let w: Vec<PackedWeight> = (0..5).map(|g| weight(&cpu, g, n, k, precision)).collect();
+            let w: Vec<Weight> = (0..5).map(|g| weight(&cpu, g, n, k, precision)).collect();
             let start = random(6, 64 * n.max(k));
             let mut y = start[..64 * n].to_vec();
             let mut dx = start[..64 * k].to_vec();
@@ -139,8 +139,8 @@ fn a_grouped_product_is_its_groups_one_by_one_and_adding_continues_the_chain() {
     }
 }
 
-fn weight(cpu: &Cpu, g: u64, n: usize, k: usize, precision: Precision) -> PackedWeight {
-    let mut packed = PackedWeight::new(n, k, precision);
+fn weight(cpu: &Cpu, g: u64, n: usize, k: usize, precision: Precision) -> Weight {
+    let mut packed = Weight::new(n, k, precision);
     cpu.pack(Mat::new(&random(10 + g, n * k), k), &mut packed);
     packed
 }
@@ -151,9 +151,9 @@ fn products_per_head_read_and_write_their_own_columns() {
     let (x, w) = (random(1, t * heads * 12), random(2, heads * a * b));
     for precision in [Precision::F32, Precision::Bf16] {
         for cpu in machines() {
-            let weights: Vec<PackedWeight> = (0..heads)
+            let weights: Vec<Weight> = (0..heads)
                 .map(|h| {
-                    let mut packed = PackedWeight::new(a, b, precision);
+                    let mut packed = Weight::new(a, b, precision);
                     cpu.pack(Mat::new(&w[h * a * b..(h + 1) * a * b], b), &mut packed);
                     packed
                 })
@@ -214,7 +214,7 @@ fn bf16_dot_products_agree_on_all_instruction_sets_for_extreme_values() {
     let w: Vec<f32> = (0..(n * k) as u32).map(|i| bits(i + 10_000)).collect();
     let mut first: Option<Vec<u32>> = None;
     for cpu in machines() {
-        let mut packed = PackedWeight::new(n, k, Precision::Bf16);
+        let mut packed = Weight::new(n, k, Precision::Bf16);
         cpu.pack(Mat::new(&w, k), &mut packed);
         let mut y = vec![0.0; t * n];
         let all = [0, t as u32];

@@ -36,7 +36,7 @@ impl Panels {
 /// [`crate::Keep`], made by [`crate::Backend::store`], where it is used as it was stored. The form
 /// never changes a bit of a product.
 #[derive(Clone, Debug)]
-pub struct PackedWeight {
+pub struct Weight {
     out_features: usize,
     in_features: usize,
     precision: Precision,
@@ -79,13 +79,13 @@ pub(super) enum Operands<'a> {
     StoredPairs(Source<'a>),
 }
 
-impl PackedWeight {
+impl Weight {
     /// Room for a weight; filled by [`crate::Backend::pack`].
-    pub fn new(out_features: usize, in_features: usize, precision: Precision) -> PackedWeight {
+    pub fn new(out_features: usize, in_features: usize, precision: Precision) -> Weight {
         let nt = Panels::new(out_features, precision.lanes(in_features));
         let nn = Panels::new(in_features, precision.lanes(out_features));
         let (nt, nn) = (Some(nt), Some(nn));
-        PackedWeight::of_panels(out_features, in_features, precision, precision, nt, nn)
+        Weight::of_panels(out_features, in_features, precision, precision, nt, nn)
     }
 
     pub(crate) fn of_panels(
@@ -95,8 +95,8 @@ impl PackedWeight {
         lane: Precision,
         nt: Option<Panels>,
         nn: Option<Panels>,
-    ) -> PackedWeight {
-        PackedWeight {
+    ) -> Weight {
+        Weight {
             out_features,
             in_features,
             precision,
@@ -109,8 +109,8 @@ impl PackedWeight {
         in_features: usize,
         precision: Precision,
         rows: Rows,
-    ) -> PackedWeight {
-        PackedWeight {
+    ) -> Weight {
+        Weight {
             out_features,
             in_features,
             precision,
@@ -118,8 +118,8 @@ impl PackedWeight {
         }
     }
 
-    pub(crate) fn of_quantised(precision: Precision, panels: QuantPanels) -> PackedWeight {
-        PackedWeight {
+    pub(crate) fn of_quantised(precision: Precision, panels: QuantPanels) -> Weight {
+        Weight {
             out_features: panels.out_features(),
             in_features: panels.in_features(),
             precision,
@@ -292,7 +292,7 @@ fn half_of(pair: u32, place: usize) -> f32 {
 
 impl Cpu {
     /// Fills a weight's panels from `weight [out_features, in_features]` (rows may be strided).
-    pub(crate) fn pack_weight(&self, weight: Mat, packed: &mut PackedWeight) {
+    pub(crate) fn pack_weight(&self, weight: Mat, packed: &mut Weight) {
         assert_eq!(
             (weight.rows, weight.cols),
             (packed.out_features, packed.in_features)
@@ -325,7 +325,7 @@ impl Cpu {
     }
 
     /// y[t] = row `ids[t]` of `weight`; `y [tokens, in_features]`.
-    pub(crate) fn embed(&self, ids: &[u32], weight: &PackedWeight, y: MatMut) {
+    pub(crate) fn embed(&self, ids: &[u32], weight: &Weight, y: MatMut) {
         y.check();
         let (d, stride) = (y.cols, y.stride);
         assert_eq!(y.rows, ids.len(), "one row a token");

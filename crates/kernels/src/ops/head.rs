@@ -2,7 +2,7 @@
 //! of a loss over them. Logits exist for a chunk of rows at a time, never for all.
 
 use crate::cpu::Cpu;
-use crate::gemm::PackedWeight;
+use crate::gemm::Weight;
 use crate::mat::{Mat, MatMut};
 use crate::math;
 use crate::pool::SharedMut;
@@ -120,7 +120,7 @@ pub struct HeadGradient<'a> {
 pub(crate) fn head(
     cpu: &Cpu,
     hidden: Mat,
-    weight: &PackedWeight,
+    weight: &Weight,
     targets: &[u32],
     temperature: f32,
     logits: &mut Vec<f32>,
@@ -230,7 +230,7 @@ mod tests {
             let isas = Isa::available().into_iter();
             for (isa, threads) in isas.flat_map(|isa| [(isa, 1), (isa, 2), (isa, 3)]) {
                 let cpu = Cpu::new(threads, isa);
-                let mut packed = PackedWeight::new(v, d, Precision::F32);
+                let mut packed = Weight::new(v, d, Precision::F32);
                 cpu.pack(Mat::new(&w, d), &mut packed);
                 let [mut lp, mut en] = [vec![0.0; t], vec![0.0; t]];
                 let (mut dh, mut dw) = (vec![9.0; t * d], vec![0.0; v * d]);

@@ -121,7 +121,7 @@ impl Example {
         }
     }
 
-    fn store(&self, cpu: &Cpu, keep: Keep, precision: Precision, read: bool) -> PackedWeight {
+    fn store(&self, cpu: &Cpu, keep: Keep, precision: Precision, read: bool) -> Weight {
         let reader = Reader(&self.bytes, usize::MAX);
         let matrix = self.matrix(if read {
             RowSource::Reader(&reader)
@@ -133,8 +133,8 @@ impl Example {
     }
 
     /// The oracle: packed from the values in f32.
-    fn packed(&self, cpu: &Cpu, precision: Precision) -> PackedWeight {
-        let mut packed = PackedWeight::new(self.rows, self.cols, precision);
+    fn packed(&self, cpu: &Cpu, precision: Precision) -> Weight {
+        let mut packed = Weight::new(self.rows, self.cols, precision);
         cpu.pack(Mat::new(&self.values, self.cols), &mut packed);
         packed
     }
@@ -154,7 +154,7 @@ impl ReadAt for Reader<'_> {
     }
 }
 
-fn product(cpu: &Cpu, w: &PackedWeight, x: &[f32], transposed: bool, add: bool) -> Vec<u32> {
+fn product(cpu: &Cpu, w: &Weight, x: &[f32], transposed: bool, add: bool) -> Vec<u32> {
     let (k, n) = if transposed {
         (w.in_features(), w.out_features())
     } else {
@@ -311,7 +311,7 @@ fn one_grouped_call_takes_weights_in_different_forms() {
                     _ => packed.clone(),
                 })
                 .collect();
-            let run = |w: &[PackedWeight]| {
+            let run = |w: &[Weight]| {
                 let mut y = vec![0.0; 64 * 40];
                 let out = MatMut::new(&mut y, 40);
                 cpu.grouped_matmul_nt(Mat::new(&x, 130), w, &offsets, out, false);
