@@ -42,7 +42,8 @@ impl Checkpoint {
     /// stands in the place of the source folder's.
     ///
     /// Weights as stored keep the `config.json` of their folder; others get one without what this
-    /// program does not know, and no repeated copies of embedding and head.
+    /// program does not know, and a tied head is not repeated; copies of embedding and head for
+    /// multi-token prediction are written as DeepSeek's checkpoints have them.
     /// `progress` is told bytes written and bytes in all. The folder appears whole or not at all,
     /// as [`write_folder`](crate::write_folder) says; it may be the one that is read.
     ///

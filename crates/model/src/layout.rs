@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use crate::config::{Attention, Config, Gqa, Mla, Moe};
+use crate::mtp;
 
 /// Every tensor starts at a multiple of this many floats: one cache line, one AVX-512 register.
 const ALIGNMENT: usize = 16;
@@ -223,6 +224,20 @@ impl Layout {
         self.layers
             .iter()
             .chain(self.mtp.as_ref().map(|mtp| &mtp.layer))
+    }
+
+    /// Names under which DeepSeek's checkpoints repeat embedding and head for multi-token
+    /// prediction, and the tensors repeated.
+    pub(crate) fn copies(&self) -> Vec<(String, &TensorSpec)> {
+        if self.mtp.is_none() {
+            return Vec::new();
+        }
+        let names = mtp::shared_copies(self.layers.len());
+        let ranges = [&self.embed_tokens, &self.lm_head];
+        let copies = names.into_iter().zip(ranges);
+        copies
+            .map(|(name, range)| (name, self.tensor_at(range)))
+            .collect()
     }
 
     /// The tensor that a range of the flat buffer belongs to.

@@ -55,8 +55,8 @@ impl MtpWeights {
 
 /// Names under which a checkpoint repeats the model's embedding and head for multi-token
 /// prediction.
-pub(crate) fn shared_copies(config: &Config) -> [String; 2] {
-    let layer = config.num_hidden_layers;
+pub(crate) fn shared_copies(num_hidden_layers: usize) -> [String; 2] {
+    let layer = num_hidden_layers;
     ["embed_tokens", "shared_head.head"].map(|part| format!("model.layers.{layer}.{part}.weight"))
 }
 

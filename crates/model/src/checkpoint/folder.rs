@@ -109,7 +109,8 @@ pub(crate) fn read_small_file(dir: &Path, name: &str, largest: u64) -> Result<Ve
 /// part of a model, or an extra name is not plain; [`Error::Write`] otherwise.
 ///
 /// # Panics
-/// If `weights` is not `layout.total_len` long.
+/// If `weights` is not `layout.total_len` long, or `dtype` is FP8, which
+/// [`Checkpoint::export_folder`](crate::Checkpoint::export_folder) writes.
 pub fn write_folder(
     dir: &Path,
     config: &Config,

@@ -31,7 +31,7 @@ pub(crate) fn scale_name(weight: &str) -> String {
 pub(super) fn repeated(config: &Config) -> Vec<String> {
     let mut names = Vec::new();
     if config.num_nextn_predict_layers > 0 {
-        names.extend(shared_copies(config));
+        names.extend(shared_copies(config.num_hidden_layers));
     }
     if config.tie_word_embeddings {
         names.push("lm_head.weight".to_string());

@@ -137,7 +137,8 @@ impl NonFinite {
 
 /// `model.safetensors` as it will be written.
 pub(super) struct WeightsFile<'a> {
-    specs: Vec<(&'a TensorSpec, &'static str)>,
+    /// Name, place and type of each tensor.
+    specs: Vec<(String, &'a TensorSpec, &'static str)>,
     weights: &'a [f32],
     header: Vec<u8>,
     data_bytes: u64,
@@ -152,19 +153,20 @@ impl<'a> WeightsFile<'a> {
         );
         let stored = |spec: &TensorSpec| match dtype {
             WeightDtype::Bf16 if spec.trainable => "BF16",
-            _ => "F32",
+            WeightDtype::Bf16 | WeightDtype::F32 => "F32",
+            WeightDtype::Fp8 => panic!("FP8 is written by Checkpoint::export_folder"),
         };
-        let mut specs: Vec<_> = layout
-            .tensors
-            .iter()
-            .map(|spec| (spec, stored(spec)))
+        let own = layout.tensors.iter().map(|spec| (spec.name.clone(), spec));
+        let named = own.chain(layout.copies());
+        let mut specs: Vec<_> = named
+            .map(|(name, spec)| (name, spec, stored(spec)))
             .collect();
         // Wider types first, so that every tensor is aligned to its own element.
-        specs.sort_by_key(|&(_, dtype)| dtype == "BF16");
+        specs.sort_by_key(|&(_, _, dtype)| dtype == "BF16");
         let planned: Vec<Planned> = specs
             .iter()
-            .map(|&(spec, dtype)| Planned {
-                name: &spec.name,
+            .map(|(name, spec, dtype)| Planned {
+                name,
                 dtype,
                 shape: &spec.shape,
             })
@@ -191,7 +193,7 @@ impl WeightFiles for WeightsFile<'_> {
 
     fn write(&mut self, _number: usize, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(&self.header)?;
-        for &(spec, dtype) in &self.specs {
+        for (_, spec, dtype) in &self.specs {
             write_values(out, &self.weights[spec.range()], dtype)?;
         }
         Ok(())

@@ -104,6 +104,15 @@ impl<'a> Shards<'a> {
                 add(name, dtype, shape, Content::Values(spec.clone()));
             }
         }
+        for (name, spec) in layout.copies() {
+            let exact = dtype == WeightDtype::F32;
+            parts.push(Part {
+                name,
+                dtype: if exact { "F32" } else { "BF16" }.to_string(),
+                shape: spec.shape.clone(),
+                content: Content::Values(spec.clone()),
+            });
+        }
         Shards::new(checkpoint, parts, shard_bytes, report)
     }
 
