@@ -33,6 +33,9 @@ pub struct Folder {
     /// Texts of the tokens that have a role, such as ("eos", "</s>"); roles without one are left
     /// out.
     pub special_tokens: Vec<(&'static str, String)>,
+    /// What a text that is no chat begins with: by `add_bos_token`, or by the tokenizer's own
+    /// post-processor.
+    pub first_token_id: Option<u32>,
     /// Token ids that end a completion: of `config.json` and `generation_config.json`.
     pub stop_token_ids: Vec<u32>,
     /// Such ids for which the model has no row.
@@ -45,6 +48,8 @@ struct Texts {
     tokenizer: Result<Tokenizer, String>,
     chat_template: Option<String>,
     special_tokens: Vec<(&'static str, String)>,
+    /// Whether a text begins with the "bos" token, where the files say.
+    add_bos_token: Option<bool>,
     stop_token_ids: Vec<u32>,
 }
 
@@ -74,20 +79,22 @@ impl Folder {
         stop_token_ids.dedup();
         let has_row = |&id: &u32| (id as usize) < config.vocab_size;
         let (stop_token_ids, stray_stop_token_ids) = stop_token_ids.into_iter().partition(has_row);
+        let first_token_id = first_token_id(&texts, &config);
         let (tokenizer, no_tokenizer) = match texts.tokenizer {
             Ok(tokenizer) => (Some(tokenizer), String::new()),
             Err(reason) => (None, reason),
         };
         Ok(Folder {
             path,
-            config,
             checkpoint,
             tokenizer,
             no_tokenizer,
             chat_template: texts.chat_template,
+            first_token_id,
             special_tokens: texts.special_tokens,
             stop_token_ids,
             stray_stop_token_ids,
+            config,
         })
     }
 
@@ -144,13 +151,33 @@ impl Folder {
             let advice = "leave out --chat, or add a template";
             return Err(Failure::input(&path, "has no `chat_template`", advice));
         };
-        let messages = [Message::new("user", user)];
+        // What stands for a control token in the template is text when a user writes it.
+        let user = match &self.tokenizer {
+            Some(tokenizer) => tokenizer.protect(user),
+            None => user.to_string(),
+        };
+        let messages = [Message::new("user", &user)];
         Ok(ChatTemplate::new(template)?.render(
             &messages,
             true,
             self.special_token("bos"),
             self.special_token("eos"),
         )?)
+    }
+
+    /// The ids of a text that is no chat: with the token that the tokenizer puts first, unless the
+    /// text begins with it already.
+    ///
+    /// # Errors
+    /// The tokenizer cannot handle the text.
+    pub fn encode(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, text::Error> {
+        let mut token_ids = tokenizer.encode(text)?;
+        if let Some(first) = self.first_token_id
+            && token_ids.first() != Some(&first)
+        {
+            token_ids.insert(0, first);
+        }
+        Ok(token_ids)
     }
 
     /// Refuses ids that the model has no row for.
@@ -203,6 +230,7 @@ fn folder_texts(dir: &Path) -> Result<Texts, Failure> {
         tokenizer,
         chat_template: chat_template(dir, &settings)?,
         special_tokens: named(special_tokens),
+        add_bos_token: settings["add_bos_token"].as_bool(),
         stop_token_ids: token_ids(&generation["eos_token_id"]),
     })
 }
@@ -231,9 +259,23 @@ fn gguf_texts(checkpoint: &Checkpoint) -> Result<Texts, Failure> {
     Ok(Texts {
         tokenizer,
         special_tokens: named(special_tokens),
+        add_bos_token: found.add_bos_token,
         stop_token_ids: found.eos_token_id.into_iter().collect(),
         chat_template: found.chat_template,
     })
+}
+
+/// The token in front of a text: as in transformers, a flag in the files outweighs the tokenizer's
+/// own post-processor.
+fn first_token_id(texts: &Texts, config: &Config) -> Option<u32> {
+    let tokenizer = texts.tokenizer.as_ref().ok()?;
+    let bos = texts.special_tokens.iter().find(|(role, _)| *role == "bos");
+    let bos = bos.and_then(|(_, text)| tokenizer.token_to_id(text));
+    match texts.add_bos_token {
+        Some(true) => bos.or(config.bos_token_id),
+        Some(false) => None,
+        None => tokenizer.first_token(),
+    }
 }
 
 /// Those that have a text.

@@ -72,7 +72,8 @@ fn encode(text: &str, folder: &Folder) -> Result<Vec<u32>, String> {
     let Some(tokenizer) = &folder.tokenizer else {
         return Err("has `text`, but the model folder has no tokenizer.json".to_string());
     };
-    tokenizer.encode(text).map_err(|error| error.to_string())
+    let token_ids = folder.encode(tokenizer, text);
+    token_ids.map_err(|error| error.to_string())
 }
 
 fn token_ids(value: &Value) -> Result<Vec<u32>, String> {

@@ -383,3 +383,55 @@ fn eval_reports_what_it_did() {
     let accuracy = json["accuracy"].as_f64().expect("a share");
     assert!(low <= accuracy && accuracy <= high);
 }
+
+/// As in transformers: a text begins with what the tokenizer's post-processor puts first, unless
+/// `add_bos_token` says otherwise; a chat has it from its template alone, and what a user writes
+/// is never a control token.
+#[test]
+fn a_text_begins_as_its_tokenizer_says_and_a_chat_as_its_template_says() {
+    let scratch = Scratch::new();
+    let model = small_model::write(&scratch);
+    let ids = |arguments: &[&str]| -> Vec<u64> {
+        let mut all = vec![
+            "generate",
+            &model,
+            "--json",
+            "--max-tokens",
+            "1",
+            "--prompt",
+        ];
+        all.extend(arguments);
+        let answer: Value = serde_json::from_str(&run(&all).expect_code(0).stdout).expect("JSON");
+        let ids = answer["prompt_token_ids"].as_array().expect("ids").iter();
+        ids.map(|id| id.as_u64().expect("an id")).collect()
+    };
+    let plain = ids(&["1 2"]);
+    assert_eq!(plain, [1, 2]);
+    let path = std::path::Path::new(&model).join("tokenizer.json");
+    let mut tokenizer: Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).expect("tokenizer.json");
+    let sequence = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
+    tokenizer["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<pad>", "type_id": 0}}, sequence],
+        "pair": [sequence.clone(), {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<pad>": {"id": "<pad>", "ids": [1000], "tokens": ["<pad>"]}},
+    });
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    assert_eq!(ids(&["1 2"]), [1000, 1, 2]);
+    assert_eq!(ids(&["<pad> 1"]), [1000, 1], "not twice");
+    let chat = ids(&["1 2", "--chat"]);
+    assert!(!chat.contains(&1000), "{chat:?}");
+    let eos = ids(&["1 <eos>", "--chat"]);
+    assert!(!eos.contains(&1001), "a user's <eos> is text: {eos:?}");
+    let path = std::path::Path::new(&model).join("tokenizer_config.json");
+    let mut settings: Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).expect("tokenizer_config.json");
+    settings["add_bos_token"] = serde_json::json!(false);
+    std::fs::write(&path, settings.to_string()).unwrap();
+    assert_eq!(ids(&["1 2"]), [1, 2]);
+    settings["add_bos_token"] = serde_json::json!(true);
+    settings["bos_token"] = serde_json::json!({"content": "<eos>"});
+    std::fs::write(&path, settings.to_string()).unwrap();
+    assert_eq!(ids(&["1 2"]), [1001, 1, 2]);
+}

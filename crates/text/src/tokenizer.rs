@@ -231,6 +231,13 @@ impl Tokenizer {
         ids.values().max().map_or(0, |id| id + 1)
     }
 
+    /// The token that the file's post-processor puts in front of a text, which no method here does
+    /// by itself: a chat template writes it, a text that is completed as it is wants it.
+    pub fn first_token(&self) -> Option<u32> {
+        let processor = self.inner.get_post_processor()?;
+        first_token(&serde_json::to_value(processor).ok()?)
+    }
+
     /// All added tokens, by id.
     pub fn added_tokens(&self) -> Vec<AddedToken> {
         let by_id: BTreeMap<_, _> = self.inner.get_added_tokens_decoder().into_iter().collect();
@@ -281,5 +288,21 @@ fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
         Err(_) => Err(Error::Tokenizer {
             reason: "the tokenizer library panicked".to_string(),
         }),
+    }
+}
+
+/// The special token that a post-processor puts in front of a text.
+pub(crate) fn first_token(post_processor: &serde_json::Value) -> Option<u32> {
+    match post_processor["type"].as_str()? {
+        "TemplateProcessing" => {
+            let name = post_processor["single"][0]["SpecialToken"]["id"].as_str()?;
+            let id = &post_processor["special_tokens"][name]["ids"][0];
+            id.as_u64().and_then(|id| u32::try_from(id).ok())
+        }
+        "Sequence" => {
+            let processors = post_processor["processors"].as_array()?;
+            processors.iter().find_map(first_token)
+        }
+        _ => None,
     }
 }

@@ -317,10 +317,28 @@ fn post_processors_change_nothing() {
     let sequence = serde_json::json!({ "Sequence": { "id": "A", "type_id": 0 } });
     repeating["post_processor"] = serde_json::json!({
         "type": "TemplateProcessing", "single": vec![sequence.clone(); 50],
-        "pair": [sequence, { "Sequence": { "id": "B", "type_id": 1 } }], "special_tokens": {},
+        "pair": [sequence.clone(), { "Sequence": { "id": "B", "type_id": 1 } }],
+        "special_tokens": {},
     });
     let tokenizer = Tokenizer::from_json(&repeating.to_string()).unwrap();
     assert_eq!(tokenizer.encode("1 2").unwrap(), [1, 2]);
+    assert_eq!(tokenizer.first_token(), None);
+
+    let mut beginning = whole;
+    let eos = tokenizer.token_to_id("<eos>").unwrap();
+    beginning["post_processor"] = serde_json::json!({
+        "type": "Sequence", "processors": [
+            { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false,
+              "use_regex": true },
+            { "type": "TemplateProcessing",
+              "single": [{ "SpecialToken": { "id": "<eos>", "type_id": 0 } }, sequence],
+              "pair": [sequence, { "Sequence": { "id": "B", "type_id": 1 } }],
+              "special_tokens": {
+                  "<eos>": { "id": "<eos>", "ids": [eos], "tokens": ["<eos>"] } } }],
+    });
+    let tokenizer = Tokenizer::from_json(&beginning.to_string()).unwrap();
+    assert_eq!(tokenizer.encode("1 2").unwrap(), [1, 2]);
+    assert_eq!(tokenizer.first_token(), Some(eos));
 }
 
 /// An empty added token and ids beyond the vocabulary load or fail, and encoding ends.

@@ -147,7 +147,11 @@ impl Generate {
                     true => folder.chat_prompt(prompt)?,
                     false => prompt.clone(),
                 };
-                let token_ids = folder.tokenizer()?.encode(&text)?;
+                let tokenizer = folder.tokenizer()?;
+                let token_ids = match self.chat {
+                    true => tokenizer.encode(&text)?,
+                    false => folder.encode(tokenizer, &text)?,
+                };
                 (text, token_ids)
             }
             (None, token_ids) => {

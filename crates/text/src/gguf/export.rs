@@ -31,7 +31,7 @@ pub fn parts_of(tokenizer_json: &str) -> Result<TokenizerParts> {
     let (tokens, token_types) = tokens(&file)?;
     let pair = |merge: &Value| Some(format!("{} {}", merge[0].as_str()?, merge[1].as_str()?));
     let merges = model["merges"].as_array().into_iter().flatten();
-    let bos = first_token(&file["post_processor"]);
+    let bos = crate::tokenizer::first_token(&file["post_processor"]);
     let unk = model["unk_token"].as_str();
     Ok(TokenizerParts {
         model: "gpt2".to_string(),
@@ -85,22 +85,6 @@ fn tokens(file: &Value) -> Result<(Vec<String>, Vec<i32>)> {
         known.unwrap_or_else(|| (format!("[PAD{id}]"), UNUSED))
     };
     Ok((0..count).map(padded).unzip())
-}
-
-/// The special token that a template puts in front of a text.
-fn first_token(post_processor: &Value) -> Option<u32> {
-    match post_processor["type"].as_str()? {
-        "TemplateProcessing" => {
-            let name = post_processor["single"][0]["SpecialToken"]["id"].as_str()?;
-            let id = &post_processor["special_tokens"][name]["ids"][0];
-            id.as_u64().and_then(|id| u32::try_from(id).ok())
-        }
-        "Sequence" => {
-            let processors = post_processor["processors"].as_array()?;
-            processors.iter().find_map(first_token)
-        }
-        _ => None,
-    }
 }
 
 fn pre_name(file: &Value) -> Result<&'static str> {
