@@ -26,7 +26,7 @@ pub struct WeightOptions {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Form {
-    /// The type of the file: bf16, f32 or FP8
+    /// The type of the file: bf16, f32 or FP8; blocks of a GGUF file are widened
     AsStored,
     /// 16 bits
     Bf16,
