@@ -7,7 +7,8 @@ use serde::Serialize;
 use tasks::{Problem, Task};
 use text::{Tokenizer, split_reasoning};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, RESOURCES};
+use crate::memory;
 use crate::progress::Progress;
 
 /// Tokens a block of the cache holds.
@@ -35,13 +36,39 @@ pub fn generate(
         max_num_seqs: sequences,
         max_num_batched_tokens: longest.clamp(1024, 4096),
         block_size: BLOCK_SIZE,
-        num_blocks: sequences * longest.div_ceil(BLOCK_SIZE) + 1,
+        num_blocks: blocks(model, sequences, longest)?,
     };
     let mut engine = Engine::new(&model.config, sizes)?;
     let mut show = |state: engine::Progress| {
         progress.update_tokens(state.finished as u64, state.generated_tokens as u64);
     };
     Ok(engine.generate(model, backend, requests, &mut show)?)
+}
+
+/// Blocks of the cache: for all sequences at their longest, or as many as memory holds, for then
+/// some wait for others.
+///
+/// # Errors
+/// Memory does not hold one sequence.
+fn blocks(model: &Model, sequences: usize, longest: usize) -> Result<usize, Failure> {
+    let one = longest.div_ceil(BLOCK_SIZE) + 1;
+    let all = sequences.saturating_mul(one);
+    let block_bytes = 4 * model.config.cache_elements_per_token() as u64 * BLOCK_SIZE as u64;
+    let Some(available) = memory::available() else {
+        return Ok(all);
+    };
+    let room = usize::try_from(available / block_bytes.max(1)).unwrap_or(usize::MAX);
+    if room >= one {
+        return Ok(all.min(room));
+    }
+    let needed = block_bytes.saturating_mul(one as u64);
+    let cause = format!(
+        "a cache of {longest} tokens needs {} of memory, and {} are available",
+        memory::shown(needed),
+        memory::shown(available)
+    );
+    let advice = "ask for fewer tokens with --max-tokens";
+    Err(Failure::new(RESOURCES, cause, advice))
 }
 
 /// A completion in words.

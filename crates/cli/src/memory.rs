@@ -5,9 +5,37 @@ pub fn total() -> Option<u64> {
     line("MemTotal:")
 }
 
-/// What can be taken without pushing other programs out, in bytes.
+/// What can be taken without pushing other programs out, in bytes: of the machine's memory, of
+/// what is left of this process's own limit, and of its control group's.
 pub fn available() -> Option<u64> {
-    line("MemAvailable:")
+    let machine = line("MemAvailable:");
+    [machine, address_space(), control_group()]
+        .into_iter()
+        .flatten()
+        .min()
+}
+
+/// What `ulimit -v` leaves.
+fn address_space() -> Option<u64> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let mut lines = limits.lines();
+    let soft = lines.find_map(|line| line.strip_prefix("Max address space"))?;
+    let limit: u64 = soft.split_whitespace().next()?.parse().ok()?;
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let used = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmSize:"))?;
+    let kibibytes: u64 = used.split_whitespace().next()?.parse().ok()?;
+    Some(limit.saturating_sub(1024 * kibibytes))
+}
+
+/// What a container's limit leaves (control groups, version 2).
+fn control_group() -> Option<u64> {
+    let number = |file: &str| -> Option<u64> {
+        let text = std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?;
+        text.trim().parse().ok()
+    };
+    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
 }
 
 /// A line of Linux's table of memory, in bytes; `None` on other systems.

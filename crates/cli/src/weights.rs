@@ -88,6 +88,13 @@ impl WeightOptions {
             mtp: false,
         };
         let checkpoint = folder.take_checkpoint()?;
+        let unknown = &folder.config.ignored_keys;
+        if !unknown.is_empty() {
+            let (path, keys) = (folder.path.display(), unknown.join(", "));
+            settings.ui().warn(format_args!(
+                "{path}: keys of config.json that mean nothing here: {keys}"
+            ));
+        }
         check_room(folder, &checkpoint, &opening)?;
         let mut progress = settings.ui().start_bytes("load");
         let opened = checkpoint.model(opening, backend, &mut |done, total| {
@@ -170,7 +177,8 @@ fn kept_bytes(tensor: &StoredTensor, opening: &Opening) -> u64 {
     match (opening.weights, opening.numerics.precision) {
         (KeptWeights::AsStored, _) if in_file && stays => 0,
         (KeptWeights::Bf16, _) if in_file && dtype == "BF16" => 0,
-        (KeptWeights::AsStored, Precision::F32) if stays => tensor.bytes,
+        // In f32, f16 is widened.
+        (KeptWeights::AsStored, Precision::F32) if stays && dtype != "F16" => tensor.bytes,
         (KeptWeights::AsStored, Precision::F32) => 4 * elements,
         (KeptWeights::AsStored, Precision::Bf16) if stays => tensor.bytes.min(2 * elements),
         (KeptWeights::AsStored | KeptWeights::Bf16, _) => 2 * elements,

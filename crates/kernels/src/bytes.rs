@@ -76,8 +76,8 @@ impl fmt::Debug for Bytes {
 ///
 /// # Hazard
 /// The file must not change while it is mapped. If another process shortens it, touching a page
-/// beyond its new end kills this process with SIGBUS; if another process writes to it, the values
-/// change under the reader. Whoever cannot rule that out reads the file instead of mapping it.
+/// beyond its new end ends this process with a line of explanation and exit code 3; if another
+/// process writes to it, the values change under the reader. Whoever cannot rule that out reads the file instead of mapping it.
 pub struct MappedFile {
     map: Mmap,
 }
@@ -85,11 +85,34 @@ pub struct MappedFile {
 impl MappedFile {
     /// Maps the whole of an open file, which may be closed then.
     pub fn new(file: &File) -> io::Result<MappedFile> {
+        #[cfg(unix)]
+        stop_cleanly_on_lost_pages();
         // SAFETY: nothing in this process writes to the file, and the type's documentation hands
         // the hazard of other processes to the caller.
         let map = unsafe { Mmap::map(file)? };
         Ok(MappedFile { map })
     }
+}
+
+/// Makes SIGBUS, which the system sends for a page that its file no longer has, a message and exit
+/// code 3 instead of a silent death. Set once, when the first file is mapped.
+#[cfg(unix)]
+fn stop_cleanly_on_lost_pages() {
+    extern "C" fn explain(_: libc::c_int) {
+        const LINE: &[u8] = b"bruchteil: error: a mapped model file was shortened or became \
+            unreadable\nbruchteil:   help: leave it alone while it is open, or use --load read\n";
+        // SAFETY: both calls may be made in a signal handler, and the line is static.
+        unsafe {
+            libc::write(2, LINE.as_ptr().cast(), LINE.len());
+            libc::_exit(3)
+        }
+    }
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let handler = explain as extern "C" fn(libc::c_int);
+        // SAFETY: the handler makes no calls but those that a handler may make.
+        unsafe { libc::signal(libc::SIGBUS, handler as libc::sighandler_t) };
+    });
 }
 
 impl AsRef<[u8]> for MappedFile {

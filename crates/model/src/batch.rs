@@ -84,9 +84,18 @@ pub(crate) struct LayerCache {
 }
 
 impl KvCache {
-    /// Room for `num_blocks` blocks of `block_size` tokens in every layer, the one of multi-token
-    /// prediction included.
+    /// Room for `num_blocks` blocks of `block_size` tokens in every layer.
     pub fn new(config: &Config, num_blocks: usize, block_size: usize) -> KvCache {
+        KvCache::of_layers(config, config.num_hidden_layers, num_blocks, block_size)
+    }
+
+    /// As [`KvCache::new`], and for multi-token prediction.
+    pub fn with_mtp(config: &Config, num_blocks: usize, block_size: usize) -> KvCache {
+        let layers = config.num_hidden_layers + config.num_nextn_predict_layers;
+        KvCache::of_layers(config, layers, num_blocks, block_size)
+    }
+
+    fn of_layers(config: &Config, layers: usize, num_blocks: usize, block_size: usize) -> KvCache {
         let (keys, values) = match &config.attention {
             Attention::Mla(mla) => (mla.latent_width(), 0),
             Attention::Gqa(gqa) => {
@@ -95,7 +104,6 @@ impl KvCache {
             }
         };
         let rows = num_blocks * block_size;
-        let layers = config.num_hidden_layers + config.num_nextn_predict_layers;
         let layer = || LayerCache {
             keys: vec![0.0; rows * keys],
             values: vec![0.0; rows * values],

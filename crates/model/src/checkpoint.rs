@@ -23,7 +23,7 @@ pub use weights::{NonFinite, Weights, read_weights};
 pub(crate) use folder::{Contents, WeightFiles, read_small_file, small_file};
 pub(crate) use gguf_source::GgufSource;
 pub(crate) use publish::{Disk, replace_file};
-pub(crate) use rows::{Counting, Expanded, TensorSource};
+pub(crate) use rows::{Counting, Expanded, Rounded, TensorSource};
 pub(crate) use safetensors::{Planned, header};
 pub(crate) use source::{FP8, Source, scale_name};
 pub(crate) use weights::{read_all, write_values};

@@ -162,7 +162,14 @@ pub(crate) fn shown(name: &str) -> String {
     let mut escaped: String = name
         .chars()
         .take(LONGEST)
-        .flat_map(char::escape_debug)
+        .flat_map(|c| {
+            let quote = matches!(c, '"' | '\'' | '\\');
+            let escaped = (!quote).then(|| c.escape_debug());
+            quote
+                .then_some(c)
+                .into_iter()
+                .chain(escaped.into_iter().flatten())
+        })
         .collect();
     if name.chars().nth(LONGEST).is_some() {
         escaped.push('…');

@@ -1,17 +1,18 @@
 //! Opening a checkpoint for inference: matrices in the form that products read, nothing twice.
 
 use crate::block::{Maker, Role};
+use crate::checkpoint::float::{bf16_to_f32, f32_to_bf16};
 use crate::checkpoint::{
-    Counting, Expanded, GgufSource, NonFinite, Source, TensorSource, Weights, read_all,
+    Counting, Expanded, GgufSource, NonFinite, Rounded, Source, TensorSource, Weights, read_all,
 };
-use crate::config::Config;
+use crate::config::{Architecture, Config};
 use crate::error::{Error, shown};
 use crate::gguf::GgufTokenizer;
 use crate::layout::{Layout, TensorSpec};
 use crate::model::{Model, Numerics};
 use crate::mtp::is_mtp;
 use crate::params::{Params, Vectors};
-use kernels::{Backend, Dtype, Keep, RowSource, StoredMatrix, Weight};
+use kernels::{Backend, Dtype, Keep, ReadAt, RowSource, StoredMatrix, Weight};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -24,7 +25,8 @@ pub enum KeptWeights {
     /// In the type of the file: bf16, f32, or FP8 with its scales.
     #[default]
     AsStored,
-    /// Rounded to bf16 where the file has more; FP8 expanded.
+    /// Rounded to bf16 where the file has more, norms and the router too; FP8 expanded. The
+    /// numbers of [`ExportDtype::Bf16`](crate::ExportDtype::Bf16).
     Bf16,
     /// Eight bits in blocks of 32, which rounds; the router and the latent's projections stay.
     Q8,
@@ -108,7 +110,7 @@ impl Checkpoint {
                 )
             }
         };
-        leave_out_absent_mtp(&mut config, files.source());
+        reconcile_mtp(&mut config, files.source());
         files.source().check(&config, &Layout::new(&config))?;
         Ok(Checkpoint {
             path,
@@ -156,6 +158,7 @@ impl Checkpoint {
     /// A tensor cannot be read, or memory does not suffice.
     pub fn weights(&self) -> Result<Weights, Error> {
         let layout = Layout::new(&self.config);
+        self.files.source().check_copies(&self.config)?;
         read_all(self.files.source(), &self.config, &layout, &self.path)
     }
 
@@ -175,6 +178,7 @@ impl Checkpoint {
         if !opening.mtp {
             self.config.num_nextn_predict_layers = 0;
         }
+        self.files.source().check_copies(&self.config)?;
         let layout = Layout::new(&self.config);
         Loader::new(
             &self.config,
@@ -236,9 +240,14 @@ fn gguf_file(path: &Path) -> Result<Option<PathBuf>, Error> {
 }
 
 /// Programs that do not know multi-token prediction save a model without its tensors and leave
-/// the field in the configuration: then there is none.
-fn leave_out_absent_mtp(config: &mut Config, source: &dyn TensorSource) {
+/// the field in the configuration: then there is none. Others leave out the field, whose default
+/// is one layer: then there is one if its tensors are there.
+fn reconcile_mtp(config: &mut Config, source: &dyn TensorSource) {
     if config.num_nextn_predict_layers == 0 {
+        let layer = config.num_hidden_layers;
+        let is_there = source.has(&format!("model.layers.{layer}.eh_proj.weight"));
+        let can_be = config.architecture == Architecture::DeepseekV3;
+        config.num_nextn_predict_layers = usize::from(is_there && can_be);
         return;
     }
     let layout = Layout::new(config);
@@ -313,6 +322,9 @@ impl<'a> Loader<'a> {
             if let Some(found) = NonFinite::count(spec, values) {
                 self.non_finite.insert(spec.name.clone(), found);
             }
+            if self.opening.weights == KeptWeights::Bf16 && spec.trainable {
+                round_to_bf16(values);
+            }
             self.count_read(spec);
         }
         Ok(vectors)
@@ -365,34 +377,39 @@ impl<'a> Loader<'a> {
         let first_row = (range.start - spec.offset) / cols;
         let found = self.source.rows(self.config, spec, first_row, rows)?;
         let counting = Counting::new(&*found.reader, found.dtype);
+        let to_bf16 = self.opening.weights == KeptWeights::Bf16;
         // Rows of one head begin anywhere in a block.
-        let expanded = match (&found.scales, role) {
-            (Some(scales), Role::KeyUp | Role::ValueUp) => Some(Expanded {
-                codes: &counting,
-                scales,
-                first_row: found.first_row,
-                cols,
-            }),
-            _ => None,
+        let part_of_block = matches!(role, Role::KeyUp | Role::ValueUp);
+        let expanded = found.scales.as_ref().filter(|_| part_of_block || to_bf16);
+        let expanded = expanded.map(|scales| Expanded {
+            codes: &counting,
+            scales,
+            first_row: found.first_row,
+            cols,
+        });
+        let (reader, dtype): (&dyn ReadAt, Dtype) = match &expanded {
+            Some(expanded) => (expanded, Dtype::F32),
+            None => (&counting, found.dtype),
         };
-        let keep = self.keep(
-            role,
-            found.dtype,
-            found.mapped.is_some() && expanded.is_none(),
-        );
+        let rounded = (to_bf16 && dtype != Dtype::Bf16).then_some(Rounded {
+            values: reader,
+            dtype,
+        });
+        let (reader, dtype): (&dyn ReadAt, Dtype) = match &rounded {
+            Some(rounded) => (rounded, Dtype::Bf16),
+            None => (reader, dtype),
+        };
+        let as_it_is = expanded.is_none() && rounded.is_none();
+        let keep = self.keep(role, dtype, found.mapped.is_some() && as_it_is);
         let matrix = StoredMatrix {
             rows,
             cols,
-            dtype: expanded.as_ref().map_or(found.dtype, |_| Dtype::F32),
-            source: match (&expanded, &found.mapped) {
-                (Some(expanded), _) => RowSource::Reader(expanded),
-                (None, Some(bytes)) if keep == Keep::Rows => RowSource::Memory(bytes.clone()),
-                (None, _) => RowSource::Reader(&counting),
+            dtype,
+            source: match &found.mapped {
+                Some(bytes) if as_it_is && keep == Keep::Rows => RowSource::Memory(bytes.clone()),
+                _ => RowSource::Reader(reader),
             },
-            scales: match expanded {
-                Some(_) => None,
-                None => found.scales.clone(),
-            },
+            scales: found.scales.clone().filter(|_| as_it_is),
         };
         let precision = role.precision(self.opening.numerics);
         let stored = self.backend.store(&matrix, keep, precision);
@@ -411,6 +428,13 @@ impl<'a> Loader<'a> {
             self.count_read(spec);
         }
         Ok(weight)
+    }
+}
+
+/// Each value as bf16 has it.
+fn round_to_bf16(values: &mut [f32]) {
+    for value in values {
+        *value = bf16_to_f32(f32_to_bf16(*value));
     }
 }
 

@@ -249,3 +249,82 @@ fn what_would_compute_something_else_is_refused_by_name() {
         .to_string();
     assert!(error.contains("`norm_topk_prob`"), "{error}");
 }
+
+/// What transformers does with spellings that are met in the field.
+#[test]
+fn spellings_of_rope_are_read_as_transformers_reads_them() {
+    let yarn = |config: &Value| match read(config).rope.scaling {
+        RopeScaling::Yarn(yarn) => yarn,
+        other => panic!("{other:?}"),
+    };
+    let mut qwen = qwen2_5_0_5b();
+    qwen["rope_scaling"] = json!({"type": "yarn", "factor": 4.0});
+    // Nothing inside: the model's own positions; and the field beside it comes first.
+    assert_eq!(yarn(&qwen).original_max_position_embeddings, 32_768);
+    qwen["rope_scaling"]["original_max_position_embeddings"] = json!(8192);
+    assert_eq!(yarn(&qwen).original_max_position_embeddings, 8192);
+    qwen["original_max_position_embeddings"] = json!(4096);
+    assert_eq!(yarn(&qwen).original_max_position_embeddings, 4096);
+    let mut llama = llama_3_2_1b();
+    llama
+        .as_object_mut()
+        .unwrap()
+        .remove("max_position_embeddings");
+    assert_eq!(read(&llama).max_position_embeddings, 2048);
+
+    for (field, value) in [
+        (
+            "rope_parameters",
+            json!({"full_attention": {"rope_type": "yarn", "factor": 4.0}}),
+        ),
+        ("final_logit_softcapping", json!(30.0)),
+        ("scale_emb", json!(12)),
+    ] {
+        let mut config = qwen2_5_0_5b();
+        config[field] = value;
+        assert!(Config::from_json(&config.to_string()).is_err(), "{field}");
+    }
+    let mut linear = deepseek_v2_lite();
+    linear["rope_scaling"] = json!({"type": "linear", "factor": 4.0, "mscale_all_dim": 1.0});
+    assert!(Config::from_json(&linear.to_string()).is_err());
+    // A window that no layer reaches, and a padding token that is none.
+    let mut windowless = qwen2_5_0_5b();
+    windowless["use_sliding_window"] = json!(true);
+    windowless["max_window_layers"] = json!(24);
+    windowless["pad_token_id"] = json!(-1);
+    assert_eq!(read(&windowless).pad_token_id, None);
+    // Null is false, as in Python.
+    let mut null = qwen3_30b_a3b();
+    null["norm_topk_prob"] = Value::Null;
+    assert!(!read(&null).moe.unwrap().norm_topk_prob);
+}
+
+/// What GGUF cannot say is refused by the name of the field rather than left out.
+#[test]
+fn what_gguf_cannot_say_is_refused() {
+    let with = |mut config: Value, field: &str, value: Value| {
+        config["rope_scaling"][field] = value;
+        config
+    };
+    assert!(model::gguf::metadata_of(&deepseek_v2_lite(), 0).is_ok());
+    let llama3 = llama_3_2_1b()["rope_scaling"].clone();
+    let mut foreign = deepseek_v2_lite();
+    foreign["rope_scaling"] = llama3;
+    for config in [
+        foreign,
+        with(deepseek_v2_lite(), "truncate", json!(false)),
+        with(deepseek_v2_lite(), "mscale_all_dim", json!(0.0)),
+    ] {
+        let error = model::gguf::metadata_of(&config, 0);
+        assert!(error.is_err(), "{}", config["rope_scaling"]);
+    }
+    assert!(model::gguf::rope_freqs(&llama_3_2_1b()).unwrap().is_some());
+    for (field, value) in [
+        ("low_freq_factor", 2.0),
+        ("high_freq_factor", 8.0),
+        ("original_max_position_embeddings", 3000.0),
+    ] {
+        let config = with(llama_3_2_1b(), field, json!(value));
+        assert!(model::gguf::rope_freqs(&config).is_err(), "{field}");
+    }
+}

@@ -3,8 +3,8 @@
 
 use kernels::{Cpu, Isa, Precision};
 use model::{
-    Activations, Batch, CachePlaces, Checkpoint, Config, KeptWeights, KvCache, Loading, Model,
-    Numerics, Opening,
+    Activations, Batch, CachePlaces, Checkpoint, Config, ExportDtype, KeptWeights, KvCache,
+    Loading, Model, Numerics, Opening, TensorData,
 };
 use std::path::Path;
 
@@ -65,7 +65,7 @@ fn weights_as_stored_give_the_bits_of_flat_weights_read_and_mapped() {
 fn in_chunks(model: &Model, document: &[u32], run: &mut dyn FnMut(&Batch, &mut KvCache, &[u32])) {
     let (size, blocks) = (4, document.len().div_ceil(4));
     let table: Vec<u32> = (0..blocks as u32).rev().collect();
-    let mut cache = KvCache::new(&model.config, blocks, size);
+    let mut cache = KvCache::with_mtp(&model.config, blocks, size);
     let mut start = 0;
     while start < document.len() {
         let end = document.len().min(start + if start == 0 { 7 } else { 1 });
@@ -205,4 +205,81 @@ fn drafts_over_a_cache_are_those_of_whole_documents() {
         start = end;
     });
     assert!(got == whole);
+}
+
+/// Weights kept as bf16 are those of an export to bf16, at either precision.
+#[test]
+fn bf16_in_memory_is_bf16_on_disk() {
+    for case in cases() {
+        let golden = Golden::open(&case);
+        let batch = batch_of(&golden.documents());
+        let name = format!("bruchteil-bf16-{case}-{}", std::process::id());
+        let out = std::env::temp_dir().join(name);
+        Checkpoint::open(&golden.dir)
+            .and_then(|checkpoint| {
+                let (dtype, progress) = (ExportDtype::Bf16, &mut |_, _| ());
+                checkpoint.export_folder(&out, dtype, &[], u64::MAX, progress)
+            })
+            .expect("an export");
+        for precision in [Precision::F32, Precision::Bf16] {
+            let cpu = Cpu::new(2, Isa::best());
+            let (read, map) = (Loading::Read, Loading::Map);
+            let want = open(&out, precision, KeptWeights::AsStored, read, &cpu);
+            let want = logits(&want, &cpu, &batch);
+            for loading in [read, map] {
+                let kept = open(&golden.dir, precision, KeptWeights::Bf16, loading, &cpu);
+                let got = logits(&kept, &cpu, &batch);
+                assert!(got == want, "{case} {precision:?} {loading:?}");
+            }
+        }
+        std::fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+/// A head that is there and is not the embedding must not be taken for it.
+#[test]
+fn a_tied_head_that_differs_is_refused_and_one_that_is_repeated_is_not() {
+    let golden = Golden::open("llama");
+    let tensors = model::read_tensors(&golden.dir.join("model.safetensors")).unwrap();
+    let embedding = tensors
+        .iter()
+        .find(|t| t.name == "model.embed_tokens.weight")
+        .unwrap();
+    let TensorData::F32(embedding) = embedding.data.clone() else {
+        panic!("floats");
+    };
+    let dir = std::env::temp_dir().join(format!("bruchteil-tied-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::copy(golden.dir.join("config.json"), dir.join("config.json")).unwrap();
+    for differs in [false, true] {
+        let mut head = embedding.clone();
+        if differs {
+            *head.last_mut().unwrap() += 1.0;
+        }
+        let mut all: Vec<(&str, &[usize], &[f32])> = Vec::new();
+        for tensor in &tensors {
+            if let TensorData::F32(values) = &tensor.data {
+                all.push((&tensor.name, &tensor.shape, values));
+            }
+        }
+        let hidden = Config::read(&dir).unwrap().hidden_size;
+        let shape = [head.len() / hidden, hidden];
+        all.push(("lm_head.weight", &shape, &head));
+        model::write_tensors(&dir.join("model.safetensors"), &all).unwrap();
+        let opened = Model::open(
+            &dir,
+            Numerics::new(Precision::F32),
+            &Cpu::new(1, Isa::best()),
+        );
+        match (differs, opened) {
+            (false, opened) => assert!(opened.is_ok()),
+            (true, Ok(_)) => panic!("another head was taken for the embedding"),
+            (true, Err(error)) => {
+                let text = error.to_string();
+                assert!(text.contains("differs: `lm_head.weight`"), "{text}");
+                assert_eq!(error.exit_code(), 3);
+            }
+        }
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
 }

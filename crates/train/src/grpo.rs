@@ -101,10 +101,11 @@ impl<'a> Grpo<'a> {
     fn standing_at(
         setup: &'a Setup,
         model: Model,
-        optimizer: Optimizer,
+        mut optimizer: Optimizer,
         progress: Progress,
         reference: Option<Model>,
     ) -> Grpo<'a> {
+        optimizer.leave_out_mtp(&model.layout);
         let (rates, schedule) = rates(&setup.config.grpo);
         Grpo {
             setup,

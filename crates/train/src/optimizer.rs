@@ -57,6 +57,17 @@ impl Optimizer {
         }
     }
 
+    /// Leaves multi-token prediction as it is, weight decay included: for training without its loss.
+    pub fn leave_out_mtp(&mut self, layout: &Layout) {
+        let Some(mtp) = &layout.mtp else { return };
+        // It lies behind everything else that is trained.
+        let end = mtp.enorm.start;
+        self.runs.retain(|(run, _)| run.start < end);
+        for (run, _) in &mut self.runs {
+            run.end = run.end.min(end);
+        }
+    }
+
     /// One update of the trainable weights, the gradient scaled so that its norm is at most
     /// `max_grad_norm`. `norm` is the gradient's own.
     pub fn update(

@@ -28,8 +28,13 @@ impl Piece {
     /// The token behind each, for multi-token prediction; the last of a document has none, and
     /// what stands there says nothing.
     pub fn next_token_ids(&self) -> Vec<u32> {
-        let mut next = self.batch.token_ids[1..].to_vec();
+        let own = &self.batch.token_ids;
+        let mut next = own[1..].to_vec();
         next.push(0);
+        // Whatever stands there is routed and counted: let it not depend on the packing.
+        for &end in &self.batch.cu_seqlens[1..] {
+            next[end as usize - 1] = own[end as usize - 1];
+        }
         next
     }
 

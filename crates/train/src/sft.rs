@@ -64,9 +64,12 @@ impl<'a> Sft<'a> {
     fn standing_at(
         setup: &'a Setup,
         model: Model,
-        optimizer: Optimizer,
+        mut optimizer: Optimizer,
         progress: Progress,
     ) -> Sft<'a> {
+        if setup.config.sft.mtp_loss_weight == 0.0 {
+            optimizer.leave_out_mtp(&model.layout);
+        }
         let (rates, schedule) = rates(&setup.config.sft);
         Sft {
             setup,

@@ -1,6 +1,6 @@
 //! Rows of a tensor as products take them over, wherever they lie.
 
-use super::float::e4m3_to_f32;
+use super::float::{e4m3_to_f32, f16_to_f32, f32_to_bf16};
 use super::positioned::read_exact_at;
 use super::weights::NonFinite;
 use crate::config::Config;
@@ -43,6 +43,13 @@ pub(crate) trait TensorSource: Sync {
     fn has(&self, name: &str) -> bool {
         self.stored_bytes(name) > 0
     }
+
+    /// Compares repeated tensors (a tied head, embedding and head of multi-token prediction) with
+    /// those that they repeat.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] naming those that differ; [`Error::File`] if one cannot be read.
+    fn check_copies(&self, config: &Config) -> Result<(), Error>;
 
     /// Maps the files, for [`TensorRows::mapped`].
     ///
@@ -104,6 +111,30 @@ impl ReadAt for Expanded<'_> {
             let (row, column) = (self.first_row + at / self.cols, at % self.cols);
             let scale = self.scales.values[row / height * across + column / width];
             *value = (e4m3_to_f32(code) * scale).to_le_bytes();
+        }
+        Ok(())
+    }
+}
+
+/// F32 or F16 read as bf16, to nearest, ties to even.
+pub(crate) struct Rounded<'a> {
+    pub values: &'a dyn ReadAt,
+    pub dtype: Dtype,
+}
+
+impl ReadAt for Rounded<'_> {
+    fn read_at(&self, offset: usize, out: &mut [u8]) -> io::Result<()> {
+        let width = self.dtype.bytes();
+        let (halves, _) = out.as_chunks_mut::<2>();
+        let mut stored = vec![0; halves.len() * width];
+        self.values.read_at(offset / 2 * width, &mut stored)?;
+        for (half, value) in halves.iter_mut().zip(stored.chunks_exact(width)) {
+            let value = match *value {
+                [a, b] => f16_to_f32(u16::from_le_bytes([a, b])),
+                [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+                _ => unreachable!("an element of F16 or F32"),
+            };
+            *half = f32_to_bf16(value).to_le_bytes();
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::float::{e4m3_to_f32, e8m0_to_f32};
 use super::folder::{open_inside, read_small_file};
+use super::positioned::read_exact_at;
 use super::rows::{FilePart, TensorRows, TensorSource};
 use super::safetensors::{Entry, Reader, is_float};
 use crate::config::Config;
@@ -19,6 +20,8 @@ use kernels::{BlockScales, Bytes, Dtype, MappedFile};
 
 const INDEX: &str = "model.safetensors.index.json";
 const LARGEST_INDEX: u64 = 64 << 20;
+/// Bytes of each of two tensors that are compared at once.
+const CHUNK: usize = 1 << 20;
 /// The type of DeepSeek's quantised matrices.
 pub(crate) const FP8: &str = "F8_E4M3";
 
@@ -28,13 +31,20 @@ pub(crate) fn scale_name(weight: &str) -> String {
 }
 
 /// Names under which a checkpoint may hold the embedding or the head once more.
-pub(super) fn repeated(config: &Config) -> Vec<String> {
+pub(super) fn repeated(config: &Config) -> Vec<(String, &'static str)> {
+    let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    let own_head = if config.tie_word_embeddings {
+        embedding
+    } else {
+        head
+    };
     let mut names = Vec::new();
     if config.num_nextn_predict_layers > 0 {
-        names.extend(shared_copies(config.num_hidden_layers));
+        let copies = shared_copies(config.num_hidden_layers);
+        names.extend(copies.into_iter().zip([embedding, own_head]));
     }
     if config.tie_word_embeddings {
-        names.push("lm_head.weight".to_string());
+        names.push((head.to_string(), embedding));
     }
     names
 }
@@ -102,6 +112,10 @@ impl Source {
     fn compare_with_index(&mut self, weight_map: &BTreeMap<String, String>) {
         for (name, file) in weight_map {
             let Some(&(shard, _)) = self.places.get(name) else {
+                let (name, file) = (shown(name), shown(file));
+                self.conflicts.push(format!(
+                    "missing: `{name}`, which {INDEX} says is in {file}"
+                ));
                 continue;
             };
             let found = &self.shards[shard].path;
@@ -113,6 +127,36 @@ impl Source {
                 ));
             }
         }
+    }
+
+    /// Whether two tensors are the same, byte for byte.
+    fn are_equal(&self, one: &str, other: &str) -> Result<bool, Error> {
+        let [a, b] = [one, other].map(|name| {
+            let &(shard, index) = self.places.get(name)?;
+            Some((&self.shards[shard], &self.shards[shard].entries[index]))
+        });
+        let (Some((reader, entry)), Some((other_reader, other_entry))) = (a, b) else {
+            return Ok(true);
+        };
+        if (&entry.dtype, entry.bytes) != (&other_entry.dtype, other_entry.bytes) {
+            return Ok(false);
+        }
+        let mut chunks = [vec![0; CHUNK], vec![0; CHUNK]];
+        for start in (0..entry.bytes).step_by(CHUNK) {
+            let len = CHUNK.min((entry.bytes - start) as usize);
+            let parts = [(reader, entry), (other_reader, other_entry)];
+            for ((reader, entry), chunk) in parts.into_iter().zip(&mut chunks) {
+                let read = read_exact_at(&reader.file, &mut chunk[..len], entry.start + start);
+                read.map_err(|error| {
+                    let message = format!("tensor `{}`: {error}", shown(&entry.name));
+                    Error::file(&reader.path, message)
+                })?;
+            }
+            if chunks[0][..len] != chunks[1][..len] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The descriptions of all tensors, file by file, in the order of the data.
@@ -146,7 +190,7 @@ impl Source {
                 ));
             }
         }
-        for name in repeated(config) {
+        for (name, _) in repeated(config) {
             if let Some(entry) = self.entry(&name) {
                 let embedding = [config.vocab_size, config.hidden_size];
                 lines.extend(wrong_shape(entry, &embedding));
@@ -213,6 +257,25 @@ impl Source {
 }
 
 impl TensorSource for Source {
+    fn check_copies(&self, config: &Config) -> Result<(), Error> {
+        let mut differences = Vec::new();
+        for (name, original) in repeated(config) {
+            if !self.are_equal(&name, original)? {
+                differences.push(format!(
+                    "differs: `{name}` is not `{original}`, which stands for both here; if the \
+                     head is its own, set tie_word_embeddings to false"
+                ));
+            }
+        }
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Mismatch {
+            path: self.dir.clone(),
+            differences,
+        })
+    }
+
     fn check(&self, config: &Config, layout: &Layout) -> Result<(), Error> {
         let differences = self.differences(config, layout);
         if differences.is_empty() {

@@ -35,7 +35,13 @@ pub(super) fn parse(text: &str) -> Result<Config, Error> {
         Architecture::Qwen3Moe => Some(qwen3_moe(&mut fields)?),
         _ => None,
     };
-    let max_position_embeddings = fields.or("max_position_embeddings", &POSITIONS, 4096)?;
+    // What transformers takes where the file is silent; YaRN may go by it.
+    let positions = match architecture {
+        Architecture::DeepseekV3 => 4096,
+        Architecture::DeepseekV2 | Architecture::Llama => 2048,
+        Architecture::Qwen2 | Architecture::Qwen3 | Architecture::Qwen3Moe => 32_768,
+    };
+    let max_position_embeddings = fields.or("max_position_embeddings", &POSITIONS, positions)?;
     // DeepSeek's own layout; the other families rotate halves.
     let interleave = match architecture {
         Architecture::DeepseekV3 => fields.boolean("rope_interleave", true)?,

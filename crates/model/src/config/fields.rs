@@ -40,6 +40,8 @@ const HARMLESS: [&str; 29] = [
     "use_mrope",
 ];
 
+const ORIGINAL_POSITIONS: &str = "original_max_position_embeddings";
+
 /// Most of a value is enough to recognise it by; a hostile one can be megabytes.
 fn brief(value: &Value) -> String {
     shown(&value.to_string())
@@ -102,6 +104,18 @@ impl Fields {
             ("partial_rotary_factor", json!(1)),
             ("is_encoder_decoder", json!(false)),
             ("add_cross_attention", json!(false)),
+            ("attention_multiplier", Value::Null),
+            ("attn_logit_softcapping", Value::Null),
+            ("final_logit_softcapping", Value::Null),
+            ("logit_softcapping", Value::Null),
+            ("embedding_multiplier", json!(1)),
+            ("residual_multiplier", json!(1)),
+            ("logits_scaling", json!(1)),
+            ("scale_emb", json!(1)),
+            ("scale_depth", Value::Null),
+            ("qk_layernorm", json!(false)),
+            ("use_qk_norm", json!(false)),
+            ("index_topk", Value::Null),
         ] {
             self.only(field, &only)?;
         }
@@ -113,7 +127,14 @@ impl Fields {
         let used = self.boolean("use_sliding_window", false);
         let has_switch = self.map.contains_key("use_sliding_window");
         let used = used?;
-        if used {
+        let window = self
+            .map
+            .get("sliding_window")
+            .is_some_and(|window| !window.is_null());
+        let number = |field: &str| self.map.get(field).and_then(Value::as_u64);
+        let first = number("max_window_layers").unwrap_or(0);
+        let reached = number("num_hidden_layers").is_none_or(|layers| first < layers);
+        if used && window && reached {
             let message = "sliding windows of attention are not supported";
             return Err(Error::field("use_sliding_window", message));
         }
@@ -242,8 +263,10 @@ impl Fields {
     }
 
     pub(super) fn boolean(&mut self, field: &str, default: bool) -> Result<bool, Error> {
-        match self.take(field) {
+        match self.map.remove(field) {
             None => Ok(default),
+            // As Python has it.
+            Some(Value::Null) => Ok(false),
             Some(Value::Bool(value)) => Ok(value),
             Some(other) => Err(Error::field(
                 field,
@@ -256,6 +279,8 @@ impl Fields {
     pub(super) fn token_ids(&mut self, field: &str) -> Result<Vec<u32>, Error> {
         let values = match self.take(field) {
             None => return Ok(Vec::new()),
+            // Older files say so that there is none.
+            Some(value) if field == "pad_token_id" && value == -1 => return Ok(Vec::new()),
             Some(Value::Array(values)) if field == "eos_token_id" => values,
             Some(value) => vec![value],
         };
@@ -272,13 +297,18 @@ impl Fields {
         let mut theta = self
             .take("rope_theta")
             .map(|value| number("rope_theta", &value));
+        // Some files have it here; transformers then takes it before any other.
+        let original = match self.take(ORIGINAL_POSITIONS) {
+            Some(value) => Some(whole_number(ORIGINAL_POSITIONS, &value, &POSITIONS)?),
+            None => None,
+        };
         let mut scaling = RopeScaling::None;
         for field in ["rope_parameters", "rope_scaling"] {
             let Some(mut inner) = self.object(field)? else {
                 continue;
             };
             let (own, found) = inner
-                .rope_scaling(positions)
+                .rope_scaling(original, positions)
                 .map_err(|error| within(field, error))?;
             if let Some(value) = own {
                 if theta
@@ -306,23 +336,36 @@ impl Fields {
     }
 
     /// The `rope_theta` inside, if any, and the kind of scaling.
-    fn rope_scaling(&mut self, positions: usize) -> Result<(Option<f64>, RopeScaling), Error> {
+    fn rope_scaling(
+        &mut self,
+        original: Option<usize>,
+        positions: usize,
+    ) -> Result<(Option<f64>, RopeScaling), Error> {
         self.only("partial_rotary_factor", &json!(1))?;
+        if let Some((key, _)) = self.map.iter().find(|(_, value)| value.is_object()) {
+            let message = "RoPE for each kind of layer is not supported";
+            return Err(Error::field(&shown(key), message));
+        }
+        let own = self.or(ORIGINAL_POSITIONS, &POSITIONS, positions)?;
+        let original_max_position_embeddings = original.unwrap_or(own);
         let theta = match self.take("rope_theta") {
             Some(value) => Some(number("rope_theta", &value)?),
             None => None,
         };
         let (new, old) = (self.take("rope_type"), self.take("type"));
         let kind = new.or(old).unwrap_or_else(|| json!("default"));
-        let original = "original_max_position_embeddings";
         let scaling = match kind.as_str().unwrap_or_default() {
             "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear {
-                factor: self.required_number("factor")?,
-            },
+            "linear" => {
+                // It would sharpen the softmax of DeepSeek's models.
+                self.only("mscale_all_dim", &json!(0))?;
+                RopeScaling::Linear {
+                    factor: self.required_number("factor")?,
+                }
+            }
             "yarn" => RopeScaling::Yarn(YarnScaling {
                 factor: self.required_number("factor")?,
-                original_max_position_embeddings: self.or(original, &POSITIONS, positions)?,
+                original_max_position_embeddings,
                 beta_fast: self.number("beta_fast", 32.0)?,
                 beta_slow: self.number("beta_slow", 1.0)?,
                 mscale: self.optional_number("mscale")?,
@@ -335,7 +378,7 @@ impl Fields {
                 factor: self.required_number("factor")?,
                 low_freq_factor: self.required_number("low_freq_factor")?,
                 high_freq_factor: self.required_number("high_freq_factor")?,
-                original_max_position_embeddings: self.required(original, &POSITIONS)?,
+                original_max_position_embeddings,
             }),
             _ => {
                 let message = format!(

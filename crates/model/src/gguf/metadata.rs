@@ -163,6 +163,21 @@ impl<'a> Fields<'a> {
                 "GGUF's deepseek2 turns neighbouring pairs",
             );
         }
+        let rope = self.rope();
+        if arch == "deepseek2" && rope.kind() == Some("llama3") {
+            return refuse("rope_scaling", "GGUF's deepseek2 has no llama3 scaling");
+        }
+        if rope.kind() == Some("yarn") {
+            for field in ["mscale", "mscale_all_dim"] {
+                if arch == "deepseek2" && rope.optional(field)? == Some(0.0) {
+                    return refuse(field, "0 means the default in GGUF");
+                }
+            }
+            let truncate = rope.object.and_then(|object| object.find("truncate"));
+            if truncate.is_some_and(|truncate| truncate == false) {
+                return refuse("truncate", "in GGUF the range of YaRN's ramp is whole");
+            }
+        }
         if arch == "qwen3moe" && !self.is_true("norm_topk_prob") {
             return refuse("norm_topk_prob", "GGUF's qwen3moe always normalises");
         }

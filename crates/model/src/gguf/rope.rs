@@ -69,6 +69,16 @@ pub fn rope_freqs(config: &Json) -> Result<Option<Vec<f32>>, Error> {
         high_freq_factor: rope.number("high_freq_factor")?,
         original_context: rope.number("original_max_position_embeddings")?,
     };
+    let known = (llama3.low_freq_factor, llama3.high_freq_factor)
+        == (LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR)
+        && ORIGINAL_CONTEXTS
+            .map(f64::from)
+            .contains(&llama3.original_context);
+    if !known {
+        let message = "GGUF does not say these parameters of llama3, and a reader knows the usual \
+                       ones alone; write a folder instead";
+        return Err(Error::field("rope_scaling", message));
+    }
     let head_dim = super::metadata::Fields(config).head_dim()?;
     let divisors = llama3.divisors(head_dim).into_iter();
     Ok(Some(divisors.map(|value| value as f32).collect()))

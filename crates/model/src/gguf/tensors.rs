@@ -77,7 +77,8 @@ impl<'a> HfTensors<'a> {
             tensors: BTreeMap::new(),
         };
         for (number, tensor) in gguf.tensors.iter().enumerate() {
-            if tensor.name == "rope_freqs.weight" {
+            // DeepSeek's has no such tensor; where one is, it would have to be applied.
+            if tensor.name == "rope_freqs.weight" && arch != "deepseek2" {
                 continue;
             }
             match hf_name(&tensor.name) {

@@ -301,11 +301,13 @@ fn growth(part: &Value) -> Option<usize> {
     match part {
         Value::Object(map) => {
             let mut product = 1;
-            if map.get("type").and_then(Value::as_str) == Some("Replace") {
-                let content = map
-                    .get("content")
-                    .and_then(Value::as_str)
-                    .map_or(0, str::len);
+            let bytes = |key: &str| map.get(key).and_then(Value::as_str).map_or(0, str::len);
+            let kind = map.get("type").and_then(Value::as_str);
+            if kind == Some("Prepend") {
+                product = bytes("prepend") + 1;
+            }
+            if kind == Some("Replace") {
+                let content = bytes("content");
                 let pattern = map.get("pattern").and_then(|pattern| pattern.get("String"));
                 let replaced = pattern.and_then(Value::as_str).map_or(1, str::len).max(1);
                 product = content.div_ceil(replaced).max(1);
