@@ -186,13 +186,19 @@ fn scoring(fields: &mut Fields, is_v3: bool) -> Result<(ScoringFunc, TopkMethod)
 
 /// `num_experts` as published; transformers writes it under either of the other names, too.
 fn qwen3_experts(fields: &mut Fields) -> Result<usize, Error> {
-    for spelling in ["n_routed_experts", "num_local_experts"] {
+    let mut found = None;
+    for spelling in ["n_routed_experts", "num_local_experts", "num_experts"] {
         let experts = fields.or(spelling, &EXPERTS, 0)?;
-        if experts > 0 {
-            return Ok(experts);
+        if experts > 0 && found.is_some_and(|other| other != experts) {
+            let message = format!("{experts} contradicts the other number of experts");
+            return Err(Error::field(spelling, message));
         }
+        found = found.or((experts > 0).then_some(experts));
     }
-    fields.required("num_experts", &EXPERTS)
+    match found {
+        Some(experts) => Ok(experts),
+        None => fields.required("num_experts", &EXPERTS),
+    }
 }
 
 fn qwen3_moe(fields: &mut Fields) -> Result<Moe, Error> {
