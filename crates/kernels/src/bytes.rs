@@ -99,8 +99,11 @@ impl MappedFile {
 #[cfg(unix)]
 fn stop_cleanly_on_lost_pages() {
     extern "C" fn explain(_: libc::c_int) {
-        const LINE: &[u8] = b"bruchteil: error: a mapped model file was shortened or became \
-            unreadable\nbruchteil:   help: leave it alone while it is open, or use --load read\n";
+        const LINE: &[u8] = concat!(
+            "bruchteil: error: a mapped model file was shortened or became unreadable\n",
+            "bruchteil:   help: leave it alone while it is open, or use --load read\n"
+        )
+        .as_bytes();
         // SAFETY: both calls may be made in a signal handler, and the line is static.
         unsafe {
             libc::write(2, LINE.as_ptr().cast(), LINE.len());

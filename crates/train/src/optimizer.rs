@@ -57,7 +57,7 @@ impl Optimizer {
         }
     }
 
-    /// Leaves multi-token prediction as it is, weight decay included: for training without its loss.
+    /// Leaves multi-token prediction as it is, without decay too: for training without its loss.
     pub fn leave_out_mtp(&mut self, layout: &Layout) {
         let Some(mtp) = &layout.mtp else { return };
         // It lies behind everything else that is trained.
