@@ -77,7 +77,8 @@ impl fmt::Debug for Bytes {
 /// # Hazard
 /// The file must not change while it is mapped. If another process shortens it, touching a page
 /// beyond its new end ends this process with a line of explanation and exit code 3; if another
-/// process writes to it, the values change under the reader. Whoever cannot rule that out reads the file instead of mapping it.
+/// process writes to it, the values change under the reader. Whoever cannot rule that out reads
+/// the file instead of mapping it.
 pub struct MappedFile {
     map: Mmap,
 }
