@@ -9,6 +9,8 @@ use std::path::Path;
 
 use model::Error as ModelError;
 
+use crate::plain::plain;
+
 pub type Outcome = Result<(), Failure>;
 
 /// The end of a command that did not do what was asked.
@@ -21,6 +23,8 @@ pub enum Failure {
     Error {
         code: u8,
         cause: String,
+        /// Further lines of the cause.
+        more: Vec<String>,
         advice: String,
     },
 }
@@ -36,6 +40,7 @@ impl Failure {
         Failure::Error {
             code,
             cause: cause.to_string(),
+            more: Vec::new(),
             advice: advice.to_string(),
         }
     }
@@ -47,6 +52,31 @@ impl Failure {
     /// An input file of which something is wrong, named in `cause` after the path.
     pub fn input(path: &Path, cause: impl Display, advice: impl Display) -> Failure {
         Failure::new(BAD_INPUT, format!("{}: {cause}", path.display()), advice)
+    }
+
+    /// A `tokenizer.json` or a chat template, and the file that it is in.
+    pub fn text(path: &Path, error: text::Error) -> Failure {
+        let cause = match error {
+            text::Error::Tokenizer { reason } => reason,
+            text::Error::Template { reason } => format!("chat template: {reason}"),
+            other => other.to_string(),
+        };
+        Failure::input(path, cause, "mend it, or fetch or export the file again")
+    }
+
+    /// The same with other advice.
+    pub fn advise(self, advice: impl Display) -> Failure {
+        match self {
+            Failure::Error {
+                code, cause, more, ..
+            } => Failure::Error {
+                code,
+                cause,
+                more,
+                advice: advice.to_string(),
+            },
+            other => other,
+        }
     }
 
     /// A line of an input file, counted from 1.
@@ -64,13 +94,44 @@ impl Failure {
         }
     }
 
-    /// The lines for standard error, without the program's name.
+    /// Cause and advice as they are, for a field of JSON.
+    pub fn words(&self) -> String {
+        match self {
+            Failure::BrokenPipe => String::new(),
+            Failure::Stopped { saved, .. } => saved.clone(),
+            Failure::Error {
+                cause,
+                more,
+                advice,
+                ..
+            } => {
+                let lines: Vec<&str> = std::iter::once(cause)
+                    .chain(more)
+                    .map(String::as_str)
+                    .collect();
+                format!("error: {}; help: {advice}", lines.join("; "))
+            }
+        }
+    }
+
+    /// The lines for standard error, without the program's name; nothing in them is obeyed by a
+    /// terminal, whatever file it came from.
     pub fn lines(&self) -> Vec<String> {
         match self {
             Failure::BrokenPipe => Vec::new(),
-            Failure::Stopped { saved, .. } => vec![format!("stopped by a signal; {saved}")],
-            Failure::Error { cause, advice, .. } => {
-                vec![format!("error: {cause}"), format!("  help: {advice}")]
+            Failure::Stopped { saved, .. } => {
+                vec![format!("stopped by a signal; {}", plain(saved))]
+            }
+            Failure::Error {
+                cause,
+                more,
+                advice,
+                ..
+            } => {
+                let cause = std::iter::once(cause).chain(more);
+                let cause: Vec<String> = cause.map(|line| plain(line)).collect();
+                let cause = format!("error: {}", cause.join("\n"));
+                vec![cause, format!("  help: {}", plain(advice))]
             }
         }
     }
@@ -125,8 +186,21 @@ impl From<ModelError> for Failure {
             ModelError::Mismatch { .. } => "fetch weights and configuration again from one place",
             ModelError::Resources { .. } => "free disk or memory, or choose a smaller model",
             ModelError::Write { .. } => "check that the place exists and is writable",
+            ModelError::Stopped => "start it again",
         };
-        Failure::new(error.exit_code(), &error, advice)
+        let text = error.to_string();
+        // Of these alone the lines are our own; names in them are escaped already.
+        let mut lines = match &error {
+            ModelError::Mismatch { .. } => text.lines().map(str::to_string).collect(),
+            _ => vec![text],
+        };
+        let more = lines.split_off(1);
+        Failure::Error {
+            code: error.exit_code(),
+            cause: lines.remove(0),
+            more,
+            advice: advice.to_string(),
+        }
     }
 }
 

@@ -1,8 +1,6 @@
 //! A model as its users see it: configuration, tokenizer, chat template, stop tokens. All of these
 //! come from here, whether the model is a folder or a GGUF file.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use model::{Checkpoint, Config};
@@ -13,7 +11,12 @@ use crate::failure::Failure;
 use crate::gguf_tokenizer;
 
 /// `tokenizer_config.json` and its like are small; larger ones are refused.
-const LARGEST_SETTINGS: u64 = 16 << 20;
+pub const LARGEST_SETTINGS: u64 = 16 << 20;
+/// `latest` of a run's directory is one short line.
+const LARGEST_LATEST: u64 = 64;
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const TEMPLATE: &str = "chat_template.jinja";
 /// Of tokens: `bos_token` and so on in `tokenizer_config.json`.
 const ROLES: [&str; 4] = ["bos", "eos", "pad", "unk"];
 
@@ -30,6 +33,8 @@ pub struct Folder {
     pub no_tokenizer: String,
     /// The Jinja text.
     pub chat_template: Option<String>,
+    /// The file that it is in.
+    template_path: PathBuf,
     /// Texts of the tokens that have a role, such as ("eos", "</s>"); roles without one are left
     /// out.
     pub special_tokens: Vec<(&'static str, String)>,
@@ -47,6 +52,7 @@ struct Texts {
     /// Or why there is none.
     tokenizer: Result<Tokenizer, String>,
     chat_template: Option<String>,
+    template_path: PathBuf,
     special_tokens: Vec<(&'static str, String)>,
     /// Whether a text begins with the "bos" token, where the files say.
     add_bos_token: Option<bool>,
@@ -60,7 +66,7 @@ impl Folder {
     /// A file is missing or bad, or the weights do not fit the configuration. Weights, tokenizer
     /// and template may be absent.
     pub fn open(path: &Path) -> Result<Folder, Failure> {
-        let mut path = newest_checkpoint(path);
+        let mut path = newest_checkpoint(path)?;
         let checkpoint = match has_weights(&path) {
             true => Some(Checkpoint::open(&path)?),
             false => None,
@@ -70,8 +76,16 @@ impl Folder {
                 path = found.path().to_path_buf();
                 (found.config().clone(), gguf_texts(found)?)
             }
-            Some(found) => (found.config().clone(), folder_texts(&path)?),
-            None => (Config::read(&path)?, folder_texts(&path)?),
+            Some(found) => {
+                let config = found.config().clone();
+                let texts = folder_texts(&path, &config)?;
+                (config, texts)
+            }
+            None => {
+                let config = Config::read(&path)?;
+                let texts = folder_texts(&path, &config)?;
+                (config, texts)
+            }
         };
         let mut stop_token_ids = config.eos_token_id.clone();
         stop_token_ids.extend(&texts.stop_token_ids);
@@ -90,6 +104,7 @@ impl Folder {
             tokenizer,
             no_tokenizer,
             chat_template: texts.chat_template,
+            template_path: texts.template_path,
             first_token_id,
             special_tokens: texts.special_tokens,
             stop_token_ids,
@@ -132,7 +147,7 @@ impl Folder {
         self.tokenizer.as_ref().ok_or_else(|| {
             let path = match self.is_gguf() {
                 true => self.path.clone(),
-                false => self.path.join("tokenizer.json"),
+                false => self.path.join(TOKENIZER),
             };
             Failure::input(&path, &self.no_tokenizer, "add one, or give token ids")
         })
@@ -141,15 +156,12 @@ impl Folder {
     /// The prompt of one user message by the chat template.
     ///
     /// # Errors
-    /// There is no template, or it fails.
+    /// There is no template, or it fails or gives nothing.
     pub fn chat_prompt(&self, user: &str) -> Result<String, Failure> {
         let Some(template) = &self.chat_template else {
-            let path = match self.is_gguf() {
-                true => self.path.clone(),
-                false => self.path.join("tokenizer_config.json"),
-            };
             let advice = "leave out --chat, or add a template";
-            return Err(Failure::input(&path, "has no `chat_template`", advice));
+            let cause = "has no `chat_template`";
+            return Err(Failure::input(&self.template_path, cause, advice));
         };
         // What stands for a control token in the template is text when a user writes it.
         let user = match &self.tokenizer {
@@ -157,12 +169,21 @@ impl Folder {
             None => user.to_string(),
         };
         let messages = [Message::new("user", &user)];
-        Ok(ChatTemplate::new(template)?.render(
-            &messages,
-            true,
-            self.special_token("bos"),
-            self.special_token("eos"),
-        )?)
+        let [bos, eos] = ["bos", "eos"].map(|role| self.special_token(role));
+        let prompt = ChatTemplate::new(template)
+            .and_then(|template| template.render(&messages, true, bos, eos))
+            .map_err(|error| Failure::text(&self.template_path, error))?;
+        match prompt.is_empty() {
+            true => Err(self.empty_prompt()),
+            false => Ok(prompt),
+        }
+    }
+
+    /// The template gives nothing that a model could go on from.
+    pub fn empty_prompt(&self) -> Failure {
+        let cause = "the chat template gives a prompt without tokens";
+        let advice = "mend the template, or leave out --chat";
+        Failure::input(&self.template_path, cause, advice)
     }
 
     /// The ids of a text that is no chat: with the token that the tokenizer puts first, unless the
@@ -217,21 +238,47 @@ fn has_weights(path: &Path) -> bool {
 }
 
 /// From the files beside the weights.
-fn folder_texts(dir: &Path) -> Result<Texts, Failure> {
-    let path = dir.join("tokenizer.json");
-    let tokenizer = match path.exists() {
-        true => Ok(Tokenizer::from_file(&path)?),
-        false => Err("there is no such file".to_string()),
+fn folder_texts(dir: &Path, config: &Config) -> Result<Texts, Failure> {
+    let tokenizer = match read_text(dir, TOKENIZER, text::MAX_TOKENIZER_BYTES)? {
+        Some(json) => Ok(Tokenizer::from_json(&json)
+            .map_err(|error| Failure::text(&dir.join(TOKENIZER), error))?),
+        None => Err("there is no such file".to_string()),
     };
-    let settings = read_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-    let generation = read_json(&dir.join("generation_config.json"))?.unwrap_or_default();
-    let special_tokens = ROLES.map(|role| (role, token_text(&settings[format!("{role}_token")])));
+    let settings = read_json(dir, TOKENIZER_CONFIG)?.unwrap_or_default();
+    let generation = read_json(dir, "generation_config.json")?.unwrap_or_default();
+    let map = read_json(dir, "special_tokens_map.json")?.unwrap_or_default();
+    let special_tokens = special_tokens(&[&settings, &map], tokenizer.as_ref().ok(), config);
+    let (chat_template, template_path) = chat_template(dir, &settings)?;
     Ok(Texts {
         tokenizer,
-        chat_template: chat_template(dir, &settings)?,
+        chat_template,
+        template_path,
         special_tokens: named(special_tokens),
         add_bos_token: settings["add_bos_token"].as_bool(),
         stop_token_ids: token_ids(&generation["eos_token_id"]),
+    })
+}
+
+/// By the first of the files that says anything of a role, if only that there is no such token;
+/// else by the ids of `config.json`.
+fn special_tokens(
+    files: &[&Value],
+    tokenizer: Option<&Tokenizer>,
+    config: &Config,
+) -> [(&'static str, String); 4] {
+    ROLES.map(|role| {
+        let key = format!("{role}_token");
+        let said = files.iter().find_map(|file| file.get(&key));
+        let id = match role {
+            "bos" => config.bos_token_id,
+            "eos" => config.eos_token_id.first().copied(),
+            _ => None,
+        };
+        let text = match said {
+            Some(token) => Some(token_text(token)),
+            None => id.and_then(|id| tokenizer?.id_to_token(id)),
+        };
+        (role, text.unwrap_or_default())
     })
 }
 
@@ -260,8 +307,12 @@ fn gguf_texts(checkpoint: &Checkpoint) -> Result<Texts, Failure> {
         tokenizer,
         special_tokens: named(special_tokens),
         add_bos_token: found.add_bos_token,
-        stop_token_ids: found.eos_token_id.into_iter().collect(),
+        stop_token_ids: [found.eos_token_id, found.eot_token_id, found.eom_token_id]
+            .into_iter()
+            .flatten()
+            .collect(),
         chat_template: found.chat_template,
+        template_path: checkpoint.path().to_path_buf(),
     })
 }
 
@@ -287,65 +338,62 @@ fn named(tokens: [(&'static str, String); 4]) -> Vec<(&'static str, String)> {
 }
 
 /// `DIR/step-N` where DIR is a run's directory whose file `latest` names it; else DIR itself.
-fn newest_checkpoint(dir: &Path) -> PathBuf {
-    let latest = std::fs::read_to_string(dir.join("latest")).unwrap_or_default();
-    let step = latest.trim().strip_prefix("step-");
-    match step.and_then(|step| step.parse::<u64>().ok()) {
-        Some(step) if !dir.join("config.json").exists() => dir.join(format!("step-{step}")),
-        _ => dir.to_path_buf(),
+fn newest_checkpoint(dir: &Path) -> Result<PathBuf, Failure> {
+    if !dir.is_dir() || dir.join("config.json").exists() {
+        return Ok(dir.to_path_buf());
     }
+    let latest = read_text(dir, "latest", LARGEST_LATEST)?.unwrap_or_default();
+    let step = latest.trim().strip_prefix("step-");
+    Ok(match step.and_then(|step| step.parse::<u64>().ok()) {
+        Some(step) => dir.join(format!("step-{step}")),
+        None => dir.to_path_buf(),
+    })
 }
 
 /// The JSON object of a file; `None` where there is no such file.
-fn read_json(path: &Path) -> Result<Option<Value>, Failure> {
-    let Some(text) = read_text(path)? else {
+fn read_json(dir: &Path, name: &str) -> Result<Option<Value>, Failure> {
+    let Some(text) = read_text(dir, name, LARGEST_SETTINGS)? else {
         return Ok(None);
     };
-    let advice = "fetch or export the file again";
+    let failed = |cause: String| {
+        let advice = "fetch or export the file again";
+        Failure::input(&dir.join(name), cause, advice)
+    };
     match serde_json::from_str::<Value>(&text) {
         Ok(value) if value.is_object() => Ok(Some(value)),
-        Ok(_) => Err(Failure::input(path, "not a JSON object", advice)),
-        Err(error) => Err(Failure::input(path, format!("not JSON: {error}"), advice)),
+        Ok(_) => Err(failed("not a JSON object".to_string())),
+        Err(error) => Err(failed(format!("not JSON: {error}"))),
     }
 }
 
-fn read_text(path: &Path) -> Result<Option<String>, Failure> {
-    let failed = |error: std::io::Error| {
-        Failure::input(path, format!("cannot be read: {error}"), "check the file")
+/// The text of a file; `None` where there is no such file.
+fn read_text(dir: &Path, name: &str, largest: u64) -> Result<Option<String>, Failure> {
+    let Some(bytes) = model::read_small_file_if_there(dir, name, largest)? else {
+        return Ok(None);
     };
-    let file = match File::open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(failed)?,
-    };
-    let mut text = String::new();
-    file.take(LARGEST_SETTINGS + 1)
-        .read_to_string(&mut text)
-        .map_err(failed)?;
-    if text.len() as u64 > LARGEST_SETTINGS {
-        let cause = format!("larger than {LARGEST_SETTINGS} bytes");
-        return Err(Failure::input(
-            path,
-            cause,
-            "check that it is the right file",
-        ));
-    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let cause = format!("not UTF-8: {}", error.utf8_error());
+        Failure::input(&dir.join(name), cause, "fetch or export the file again")
+    })?;
     Ok(Some(text))
 }
 
 /// The file `chat_template.jinja`, or the field: one text, or several of which `default` counts.
-fn chat_template(dir: &Path, settings: &Value) -> Result<Option<String>, Failure> {
-    if let Some(text) = read_text(&dir.join("chat_template.jinja"))? {
-        return Ok(Some(text));
+/// And the file in which it is or should be.
+fn chat_template(dir: &Path, settings: &Value) -> Result<(Option<String>, PathBuf), Failure> {
+    if let Some(text) = read_text(dir, TEMPLATE, LARGEST_SETTINGS)? {
+        return Ok((Some(text), dir.join(TEMPLATE)));
     }
     let named = |list: &Vec<Value>| {
         let default = list.iter().find(|entry| entry["name"] == "default")?;
         default["template"].as_str().map(str::to_string)
     };
-    Ok(match &settings["chat_template"] {
+    let text = match &settings["chat_template"] {
         Value::String(text) => Some(text.clone()),
         Value::Array(list) => named(list),
         _ => None,
-    })
+    };
+    Ok((text, dir.join(TOKENIZER_CONFIG)))
 }
 
 /// A token's text, written as a string or as an object with `content`.

@@ -44,19 +44,11 @@ pub fn tokenizer_config(folder: &Folder) -> String {
 /// As [`text::parts_of`]: most of all, a tokenizer for which GGUF has no name.
 pub fn for_gguf(tokenizer_json: &str, folder: &Folder) -> Result<GgufTokenizer, text::Error> {
     let parts = text::parts_of(tokenizer_json)?;
-    let config: &Config = &folder.config;
-    // Rows without a token get one that is never used.
-    let known = |id: &u32| (*id as usize) < config.vocab_size;
-    let id_of = |role: &str| {
-        let tokenizer = folder.tokenizer.as_ref()?;
-        tokenizer.token_to_id(folder.special_token(role))
-    };
-    let configured = |role: &str, id: Option<u32>| id_of(role).or(id).filter(known);
+    let found = without_tokens(folder);
+    let has_row = |id: &u32| (*id as usize) < folder.config.vocab_size;
     Ok(GgufTokenizer {
-        bos_token_id: configured("bos", config.bos_token_id.or(parts.bos)),
-        eos_token_id: configured("eos", config.eos_token_id.first().copied()),
-        padding_token_id: configured("pad", config.pad_token_id),
-        unknown_token_id: configured("unk", parts.unk),
+        bos_token_id: found.bos_token_id.or(parts.bos.filter(has_row)),
+        unknown_token_id: found.unknown_token_id.or(parts.unk.filter(has_row)),
         model: parts.model,
         pre: Some(parts.pre),
         tokens: parts.tokens,
@@ -64,8 +56,45 @@ pub fn for_gguf(tokenizer_json: &str, folder: &Folder) -> Result<GgufTokenizer, 
         scores: parts.scores,
         merges: parts.merges,
         add_bos_token: Some(parts.add_bos),
-        add_eos_token: None,
-        add_space_prefix: None,
-        chat_template: folder.chat_template.clone(),
+        ..found
     })
+}
+
+/// The chat template, and the ids with a role as far as the model has rows for them.
+pub fn without_tokens(folder: &Folder) -> GgufTokenizer {
+    let config: &Config = &folder.config;
+    // Rows without a token get one that is never used.
+    let has_row = |id: &u32| (*id as usize) < config.vocab_size;
+    let known = |role: &str, id: Option<u32>| id_of(role, folder).or(id).filter(has_row);
+    let mut stops = stop_token_ids(folder).into_iter();
+    GgufTokenizer {
+        model: "none".to_string(),
+        bos_token_id: known("bos", config.bos_token_id),
+        eos_token_id: stops.next(),
+        eot_token_id: stops.next(),
+        eom_token_id: stops.next(),
+        padding_token_id: known("pad", config.pad_token_id),
+        unknown_token_id: known("unk", None),
+        chat_template: folder.chat_template.clone(),
+        ..GgufTokenizer::default()
+    }
+}
+
+/// The ids that end a completion: the tokenizer's own first, then as `config.json` has them.
+pub fn stop_token_ids(folder: &Folder) -> Vec<u32> {
+    let has_row = |id: &u32| (*id as usize) < folder.config.vocab_size;
+    let own = id_of("eos", folder).into_iter();
+    let all = own.chain(folder.config.eos_token_id.iter().copied());
+    let mut ids = Vec::new();
+    for id in all.chain(folder.stop_token_ids.iter().copied()) {
+        if has_row(&id) && !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    ids
+}
+
+fn id_of(role: &str, folder: &Folder) -> Option<u32> {
+    let tokenizer = folder.tokenizer.as_ref()?;
+    tokenizer.token_to_id(folder.special_token(role))
 }

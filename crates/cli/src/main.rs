@@ -12,6 +12,7 @@ mod folder;
 mod generation;
 mod gguf_tokenizer;
 mod memory;
+mod plain;
 mod progress;
 mod report;
 mod rows;
@@ -77,7 +78,10 @@ fn main() -> ExitCode {
                 .lock()
                 .map(|last| last.clone())
                 .unwrap_or_default();
-            eprintln!("bruchteil: error: a broken invariant: {said}");
+            eprintln!(
+                "bruchteil: error: a broken invariant: {}",
+                plain::plain(&said)
+            );
             eprintln!(
                 "  help: this is a bug; report it with the command (RUST_BACKTRACE=1 shows where)"
             );

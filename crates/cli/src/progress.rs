@@ -6,6 +6,7 @@
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
+use crate::plain::plain;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Time between two plain lines.
@@ -40,7 +41,7 @@ impl Ui {
 
     /// A line about something that a user ought to know.
     pub fn warn(&self, line: impl Display) {
-        self.say(format_args!("warning: {line}"));
+        self.say(format_args!("warning: {}", plain(&line.to_string())));
     }
 
     /// Starts counting bytes; they are shown if that takes long.

@@ -70,7 +70,13 @@ fn row(line: &[u8], folder: &Folder) -> Result<Vec<u32>, String> {
 
 fn encode(text: &str, folder: &Folder) -> Result<Vec<u32>, String> {
     let Some(tokenizer) = &folder.tokenizer else {
-        return Err("has `text`, but the model folder has no tokenizer.json".to_string());
+        return Err(match folder.is_gguf() {
+            true => {
+                let (file, reason) = (folder.path.display(), &folder.no_tokenizer);
+                format!("has `text`, but there is no tokenizer for it: {file}: {reason}")
+            }
+            false => "has `text`, but the model folder has no tokenizer.json".to_string(),
+        });
     };
     let token_ids = folder.encode(tokenizer, text);
     token_ids.map_err(|error| error.to_string())

@@ -14,7 +14,7 @@ mod source;
 mod tensors;
 mod weights;
 
-pub use folder::{recover_folder, write_folder};
+pub use folder::{read_small_file_if_there, recover_folder, write_folder};
 pub use publish::write_atomic;
 pub use safetensors::check_safetensors;
 pub use tensors::{NamedTensor, TensorData, read_tensors, write_tensors};
@@ -22,7 +22,7 @@ pub use weights::{NonFinite, Weights, read_weights};
 
 pub(crate) use folder::{Contents, WeightFiles, read_small_file, small_file};
 pub(crate) use gguf_source::GgufSource;
-pub(crate) use publish::{Disk, replace_file};
+pub(crate) use publish::{Disk, refuse_dangling_link, replace_file};
 pub(crate) use rows::{Counting, Expanded, Rounded, TensorSource};
 pub(crate) use safetensors::{Planned, header};
 pub(crate) use source::{FP8, Source, scale_name};

@@ -28,6 +28,8 @@ pub enum Error {
     },
     /// Disk or memory ran out.
     Resources { path: PathBuf, message: String },
+    /// The caller asked to stop; what was begun has been removed.
+    Stopped,
     /// A write failed for a reason other than lack of room.
     Write {
         path: PathBuf,
@@ -44,7 +46,7 @@ impl Error {
             Error::Usage(_) | Error::Config { path: None, .. } => 2,
             Error::Config { path: Some(_), .. } | Error::File { .. } | Error::Mismatch { .. } => 3,
             Error::Resources { .. } => 4,
-            Error::Write { .. } => 1,
+            Error::Write { .. } | Error::Stopped => 1,
         }
     }
 
@@ -101,6 +103,7 @@ impl fmt::Display for Error {
             Error::File { path, message } | Error::Resources { path, message } => {
                 write!(f, "{}: {message}", path.display())
             }
+            Error::Stopped => f.write_str("stopped as asked; nothing was written"),
             Error::Mismatch { path, differences } => fmt_mismatch(f, path, differences),
             Error::Write {
                 path,

@@ -5,9 +5,13 @@ mod fp8;
 mod gguf;
 
 use std::collections::TryReserveError;
+use std::io;
+use std::ops::ControlFlow;
 use std::path::Path;
 
-use crate::checkpoint::{Contents, WeightDtype, read_small_file, small_file};
+use crate::checkpoint::{
+    Contents, WeightDtype, read_small_file, read_small_file_if_there, small_file,
+};
 use crate::config::{Config, Fp8Blocks};
 use crate::error::Error;
 use crate::layout::{Layout, TensorSpec};
@@ -44,8 +48,9 @@ impl Checkpoint {
     /// Weights as stored keep the `config.json` of their folder; others get one without what this
     /// program does not know, and a tied head is not repeated; copies of embedding and head for
     /// multi-token prediction are written as DeepSeek's checkpoints have them.
-    /// `progress` is told bytes written and bytes in all. The folder appears whole or not at all,
-    /// as [`write_folder`](crate::write_folder) says; it may be the one that is read.
+    /// `progress` is told bytes written and bytes in all, and may stop it. The folder appears whole
+    /// or not at all, as [`write_folder`](crate::write_folder) says; it may be the one that is
+    /// read.
     ///
     /// FP8 follows `inference/kernel.py` of <https://github.com/deepseek-ai/DeepSeek-V3>: the scale
     /// of a block is its largest magnitude over 448 (`act_quant_kernel`), and a weight is its code
@@ -53,14 +58,14 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`write_folder`](crate::write_folder); a tensor that cannot be read, or whose values are
-    /// not finite where scales are made of them.
+    /// not finite where scales are made of them; [`Error::Stopped`].
     pub fn export_folder(
         &self,
         out: &Path,
         dtype: ExportDtype,
         extra_files: &[(&str, &[u8])],
         shard_bytes: u64,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut Report,
     ) -> Result<(), Error> {
         if shard_bytes == 0 {
             let message = "files of 0 bytes hold no weights; 5 GB are usual";
@@ -121,24 +126,33 @@ impl Checkpoint {
 
     /// The folder's own, or one made of the configuration.
     fn generation_config(&self) -> Result<Vec<u8>, Error> {
-        if !self.is_gguf() && self.path().join(GENERATION_CONFIG).exists() {
-            return read_small_file(self.path(), GENERATION_CONFIG, LARGEST_JSON);
-        }
-        Ok(self.config().to_generation_json().into_bytes())
+        let found = match self.is_gguf() {
+            true => None,
+            false => read_small_file_if_there(self.path(), GENERATION_CONFIG, LARGEST_JSON)?,
+        };
+        Ok(found.unwrap_or_else(|| self.config().to_generation_json().into_bytes()))
     }
 }
+
+/// Is told bytes written and bytes in all, and says whether to go on.
+type Report<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'a;
 
 /// How far an export is.
 struct Progress<'a> {
     done: u64,
     total: u64,
-    report: &'a mut dyn FnMut(u64, u64),
+    report: &'a mut Report<'a>,
 }
 
 impl Progress<'_> {
-    fn add(&mut self, bytes: usize) {
+    /// # Errors
+    /// [`Error::Stopped`] where that is asked for.
+    fn add(&mut self, bytes: usize) -> io::Result<()> {
         self.done += bytes as u64;
-        (self.report)(self.done, self.total);
+        match (self.report)(self.done, self.total) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Stopped.into()),
+        }
     }
 }
 

@@ -24,8 +24,9 @@ mod params;
 pub use activations::Activations;
 pub use batch::{Batch, CachePlaces, KvCache};
 pub use checkpoint::{
-    NamedTensor, NonFinite, TensorData, WeightDtype, Weights, check_safetensors, read_tensors,
-    read_weights, recover_folder, write_atomic, write_folder, write_tensors,
+    NamedTensor, NonFinite, TensorData, WeightDtype, Weights, check_safetensors,
+    read_small_file_if_there, read_tensors, read_weights, recover_folder, write_atomic,
+    write_folder, write_tensors,
 };
 pub use config::{
     Architecture, Attention, Config, DenseLayers, Fp8Blocks, Gqa, Llama3Scaling, Mla, Moe, Rope,

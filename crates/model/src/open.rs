@@ -129,8 +129,8 @@ impl Checkpoint {
         matches!(self.files, Files::Gguf(_))
     }
 
-    /// The tokenizer that a GGUF file holds; `None` if it holds none, and for a folder, whose
-    /// tokenizer is in files of its own.
+    /// What a GGUF file says of its tokenizer; `None` if it has neither tokens nor a chat template,
+    /// and for a folder, whose tokenizer is in files of its own.
     ///
     /// # Errors
     /// Its keys do not fit each other, by file and key.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use kernels::{Cpu, Isa, Precision};
@@ -375,7 +376,9 @@ fn a_runs_own_checkpoint_is_copied_onto_itself_with_its_extra_files() {
     ];
     let dtype = ExportDtype::AsStored;
     checkpoint
-        .export_folder(&dir, dtype, &extra, 9_000, &mut |_, _| ())
+        .export_folder(&dir, dtype, &extra, 9_000, &mut |_, _| {
+            ControlFlow::Continue(())
+        })
         .unwrap();
     assert_eq!(raw(&dir), before);
     assert!(safetensors_in(&dir).len() > 1);
@@ -398,7 +401,9 @@ fn a_runs_own_checkpoint_is_copied_onto_itself_with_its_extra_files() {
             .sum::<u64>()
             * 3
             / 5;
-        let done = checkpoint.export_folder(&out, dtype, &extra, half, &mut |_, _| ());
+        let done = checkpoint.export_folder(&out, dtype, &extra, half, &mut |_, _| {
+            ControlFlow::Continue(())
+        });
         assert!(matches!(done, Err(Error::Usage(_))), "{taken}: {done:?}");
         assert!(!out.exists());
     }
@@ -429,7 +434,9 @@ fn blocks_of_zeros_are_finite_and_blocks_of_nan_are_refused_by_name() {
     own(&dir, |layout, weights| fill(layout, weights, f32::NAN));
     let out = scratch.join("none");
     let checkpoint = Checkpoint::open(&dir).unwrap();
-    let done = checkpoint.export_folder(&out, ExportDtype::Fp8, &[], 1 << 30, &mut |_, _| ());
+    let done = checkpoint.export_folder(&out, ExportDtype::Fp8, &[], 1 << 30, &mut |_, _| {
+        ControlFlow::Continue(())
+    });
     let error = done.unwrap_err();
     assert_eq!(error.exit_code(), 3);
     let text = error.to_string();
@@ -437,6 +444,37 @@ fn blocks_of_zeros_are_finite_and_blocks_of_nan_are_refused_by_name() {
     let mut left: Vec<_> = fs::read_dir(scratch.join("")).unwrap().flatten().collect();
     left.retain(|entry| entry.file_name().to_string_lossy().contains("none"));
     assert!(left.is_empty(), "{left:?}");
-    let done = checkpoint.export_folder(&out, ExportDtype::F32, &[], 0, &mut |_, _| ());
+    let done = checkpoint.export_folder(&out, ExportDtype::F32, &[], 0, &mut |_, _| {
+        ControlFlow::Continue(())
+    });
     assert!(matches!(done, Err(Error::Usage(_))));
+}
+
+#[test]
+fn an_export_stopped_at_any_report_leaves_nothing() {
+    let scratch = Scratch::new();
+    let checkpoint = Checkpoint::open(&Golden::open("v3-fp8").dir).unwrap();
+    let (folder, file) = (scratch.join("stop/out"), scratch.join("stop/out.gguf"));
+    fs::create_dir_all(scratch.join("stop")).unwrap();
+    for dtype in [ExportDtype::AsStored, ExportDtype::F32] {
+        for stop_at in [1, 2, 7] {
+            let mut reports = 0;
+            let mut report = |_, _| {
+                reports += 1;
+                match reports == stop_at {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            };
+            let done = match dtype {
+                ExportDtype::F32 => {
+                    checkpoint.export_gguf(&file, model::gguf::GgmlType::F32, None, &mut report)
+                }
+                dtype => checkpoint.export_folder(&folder, dtype, &[], 9_000, &mut report),
+            };
+            assert!(matches!(done, Err(Error::Stopped)), "{done:?}");
+            assert_eq!(reports, stop_at);
+            assert_eq!(fs::read_dir(scratch.join("stop")).unwrap().count(), 0);
+        }
+    }
 }

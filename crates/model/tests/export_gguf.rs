@@ -1,6 +1,7 @@
 //! GGUF files exported and opened: the folder's own numbers again.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use kernels::{Cpu, Isa, Precision};
@@ -166,7 +167,9 @@ fn a_folder_goes_through_a_file_and_back_with_every_value() {
         // All of it is F32, so that is how it is stored.
         let dtype = ExportDtype::AsStored;
         opened
-            .export_folder(&back, dtype, &[], u64::MAX, &mut |_, _| ())
+            .export_folder(&back, dtype, &[], u64::MAX, &mut |_, _| {
+                ControlFlow::Continue(())
+            })
             .unwrap();
         let source = Checkpoint::open(&dir).unwrap();
         let (source_layout, want) = (Layout::new(source.config()), source.weights().unwrap());
@@ -235,7 +238,9 @@ fn a_tokenizer_goes_along_and_is_padded_to_the_embedding() {
     let rows = checkpoint.config().vocab_size;
     let write = |tokens: usize| {
         let tokenizer = tokenizer(tokens);
-        checkpoint.export_gguf(&file, GgmlType::BF16, Some(&tokenizer), &mut |_, _| ())
+        checkpoint.export_gguf(&file, GgmlType::BF16, Some(&tokenizer), &mut |_, _| {
+            ControlFlow::Continue(())
+        })
     };
     assert!(matches!(write(rows + 1), Err(Error::Usage(_))));
     assert!(!file.exists());

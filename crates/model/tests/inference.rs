@@ -6,6 +6,7 @@ use model::{
     Activations, Batch, CachePlaces, Checkpoint, Config, ExportDtype, KeptWeights, KvCache,
     Loading, Model, Numerics, Opening, TensorData,
 };
+use std::ops::ControlFlow;
 use std::path::Path;
 
 mod reference;
@@ -217,7 +218,7 @@ fn bf16_in_memory_is_bf16_on_disk() {
         let out = std::env::temp_dir().join(name);
         Checkpoint::open(&golden.dir)
             .and_then(|checkpoint| {
-                let (dtype, progress) = (ExportDtype::Bf16, &mut |_, _| ());
+                let (dtype, progress) = (ExportDtype::Bf16, &mut |_, _| ControlFlow::Continue(()));
                 checkpoint.export_folder(&out, dtype, &[], u64::MAX, progress)
             })
             .expect("an export");

@@ -1,7 +1,7 @@
 //! `convert`: a model in another form.
 
 use std::fs;
-use std::io::{ErrorKind, Read};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -11,10 +11,11 @@ use serde::Serialize;
 
 use super::{print, print_json};
 use crate::failure::{Failure, Outcome};
-use crate::folder::Folder;
+use crate::folder::{Folder, LARGEST_SETTINGS};
 use crate::gguf_tokenizer;
 use crate::progress::Ui;
 use crate::settings::Settings;
+use crate::signals::Signals;
 
 /// What a folder holds beside configuration and weights, and what is carried over of it.
 const CARRIED: [&str; 9] = [
@@ -28,8 +29,6 @@ const CARRIED: [&str; 9] = [
     "tokenizer_config.json",
     "vocab.json",
 ];
-/// None of them is larger.
-const LARGEST_CARRIED: u64 = 256 << 20;
 /// Bytes of one file of weights, as Hugging Face's tools have them.
 const SHARD_BYTES: u64 = 5_000_000_000;
 
@@ -37,7 +36,7 @@ const SHARD_BYTES: u64 = 5_000_000_000;
 ///
 /// OUT is a folder unless it ends in .gguf. Tokenizer and chat template come along. No more than
 /// one tensor is in memory. OUT appears whole or not at all; a folder or file of that name is
-/// replaced if it is a model.
+/// replaced if it is a model. SIGINT and SIGTERM stop it, and nothing is left behind.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  bruchteil convert demo-out/grpo demo-fp8 --dtype fp8\n  bruchteil \
@@ -110,6 +109,8 @@ struct Converted<'a> {
     model: &'a Path,
     /// All files together.
     bytes: u64,
+    /// Whether a tokenizer came along.
+    tokenizer: bool,
 }
 
 impl Convert {
@@ -120,14 +121,18 @@ impl Convert {
         let mut folder = Folder::open(&self.input)?;
         check_apart(&folder.path, &self.out)?;
         let checkpoint = folder.take_checkpoint()?;
-        match to_gguf {
+        let tokenizer = match to_gguf {
             true => self.write_gguf(&folder, &checkpoint, settings.ui())?,
             false => self.write_folder(&folder, &checkpoint, settings.ui())?,
-        }
+        };
         let (model, out) = (self.out.as_path(), self.out.display());
         if settings.json {
             let bytes = size(model);
-            return print_json(&Converted { model, bytes });
+            return print_json(&Converted {
+                model,
+                bytes,
+                tokenizer,
+            });
         }
         print(&format!("model: {out}\nnext:\n  bruchteil inspect {out}\n"))
     }
@@ -153,7 +158,13 @@ impl Convert {
         Err(Failure::usage(cause, advice))
     }
 
-    fn write_folder(&self, folder: &Folder, checkpoint: &Checkpoint, ui: Ui) -> Outcome {
+    /// Says whether a tokenizer came along.
+    fn write_folder(
+        &self,
+        folder: &Folder,
+        checkpoint: &Checkpoint,
+        ui: Ui,
+    ) -> Result<bool, Failure> {
         let files = match folder.is_gguf() {
             true => gguf_files(folder, checkpoint)?,
             false => carried(&folder.path)?,
@@ -164,27 +175,60 @@ impl Convert {
             .collect();
         let dtype = self.dtype.unwrap_or(Dtype::AsStored).into();
         let shard_bytes = self.shard_bytes.unwrap_or(SHARD_BYTES);
-        let mut progress = ui.start_bytes("write");
-        let mut show = |done, total| progress.update(done, total);
-        checkpoint.export_folder(&self.out, dtype, &files, shard_bytes, &mut show)?;
-        progress.finish();
-        Ok(())
+        stoppable(ui, |show| {
+            checkpoint.export_folder(&self.out, dtype, &files, shard_bytes, show)
+        })?;
+        Ok(files.iter().any(|(name, _)| *name == "tokenizer.json"))
     }
 
-    fn write_gguf(&self, folder: &Folder, checkpoint: &Checkpoint, ui: Ui) -> Outcome {
+    /// Says whether a tokenizer came along.
+    fn write_gguf(
+        &self,
+        folder: &Folder,
+        checkpoint: &Checkpoint,
+        ui: Ui,
+    ) -> Result<bool, Failure> {
         let tokenizer = gguf_tokenizer(folder, checkpoint, ui)?;
         let kind = self.gguf.unwrap_or(Gguf::Bf16).into();
-        let mut progress = ui.start_bytes("write");
-        let mut show = |done, total| progress.update(done, total);
-        let written = checkpoint.export_gguf(&self.out, kind, tokenizer.as_ref(), &mut show);
-        progress.finish();
-        written.map_err(|error| match error {
-            ModelError::Config { path: None, .. } => {
-                let cause = format!("{}: {error}", folder.path.display());
-                Failure::usage(cause, "GGUF cannot hold this model; write a folder instead")
-            }
-            other => other.into(),
-        })
+        let written = stoppable(ui, |show| {
+            let written = checkpoint.export_gguf(&self.out, kind, tokenizer.as_ref(), show);
+            written.map_err(|error| match error {
+                ModelError::Config { path: None, .. } => ModelError::Usage(format!(
+                    "{}: {error}; GGUF cannot hold this model, write a folder instead",
+                    folder.path.display()
+                )),
+                other => other,
+            })
+        });
+        written?;
+        Ok(tokenizer.is_some_and(|tokenizer| !tokenizer.tokens.is_empty()))
+    }
+}
+
+/// Runs what writes, with its progress shown, until a signal comes. What stops so removes what it
+/// began.
+fn stoppable(
+    ui: Ui,
+    write: impl FnOnce(&mut dyn FnMut(u64, u64) -> ControlFlow<()>) -> Result<(), ModelError>,
+) -> Outcome {
+    let signals = Signals::listen()?;
+    let mut progress = ui.start_bytes("write");
+    let written = write(&mut |done, total| {
+        progress.update(done, total);
+        match signals.received() {
+            Some(_) => ControlFlow::Break(()),
+            None => ControlFlow::Continue(()),
+        }
+    });
+    match (written, signals.received()) {
+        (Err(ModelError::Stopped), Some(signal)) => {
+            let saved = "nothing was written".to_string();
+            Err(Failure::Stopped { signal, saved })
+        }
+        (written, _) => {
+            progress.finish();
+            Ok(written?)
+        }
     }
 }
 
@@ -205,26 +249,12 @@ type Files = Vec<(&'static str, Vec<u8>)>;
 fn carried(dir: &Path) -> Result<Files, Failure> {
     let mut files = Vec::new();
     for name in CARRIED {
-        let path = dir.join(name);
-        let failed = |error: std::io::Error| {
-            let cause = format!("cannot be read: {error}");
-            Failure::input(&path, cause, "check the file, or take it away")
+        let largest = match name {
+            "tokenizer.json" => text::MAX_TOKENIZER_BYTES,
+            _ => LARGEST_SETTINGS,
         };
-        let file = match fs::File::open(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            other => other.map_err(failed)?,
-        };
-        let mut bytes = Vec::new();
-        let read = file.take(LARGEST_CARRIED + 1).read_to_end(&mut bytes);
-        if read.map_err(failed)? as u64 > LARGEST_CARRIED {
-            let cause = format!("larger than {LARGEST_CARRIED} bytes");
-            return Err(Failure::input(
-                &path,
-                cause,
-                "check that it is the right file",
-            ));
-        }
-        files.push((name, bytes));
+        let bytes = model::read_small_file_if_there(dir, name, largest)?;
+        files.extend(bytes.map(|bytes| (name, bytes)));
     }
     Ok(files)
 }
@@ -234,15 +264,17 @@ fn gguf_files(folder: &Folder, checkpoint: &Checkpoint) -> Result<Files, Failure
     let Some(found) = checkpoint.gguf_tokenizer()? else {
         return Ok(Vec::new());
     };
-    let json = gguf_tokenizer::tokenizer_json(&found)?;
     let config = gguf_tokenizer::tokenizer_config(folder);
-    Ok(vec![
-        ("tokenizer.json", json.into_bytes()),
-        ("tokenizer_config.json", config.into_bytes()),
-    ])
+    let mut files = vec![("tokenizer_config.json", config.into_bytes())];
+    if !found.tokens.is_empty() {
+        let json = gguf_tokenizer::tokenizer_json(&found)?;
+        files.push(("tokenizer.json", json.into_bytes()));
+    }
+    Ok(files)
 }
 
-/// The tokenizer for a GGUF file. One that GGUF cannot hold is left out, with a warning.
+/// What a GGUF file says of the tokenizer. One that GGUF cannot hold is left out, with a warning:
+/// its template and the ids with a role go along even so.
 fn gguf_tokenizer(
     folder: &Folder,
     checkpoint: &Checkpoint,
@@ -251,20 +283,24 @@ fn gguf_tokenizer(
     if folder.is_gguf() {
         return Ok(checkpoint.gguf_tokenizer()?);
     }
-    let Some(tokenizer) = &folder.tokenizer else {
-        ui.warn("there is no tokenizer.json: the GGUF file can be run on token ids alone");
-        return Ok(None);
-    };
-    match gguf_tokenizer::for_gguf(&tokenizer.to_json()?, folder) {
-        Ok(tokenizer) => Ok(Some(tokenizer)),
-        Err(error) => {
-            let without = "the GGUF file can be run on token ids alone";
-            ui.warn(format_args!(
-                "the tokenizer is left out: {error}; {without}"
-            ));
-            Ok(None)
-        }
+    let left_out = gguf_tokenizer::stop_token_ids(folder)
+        .len()
+        .saturating_sub(3);
+    if left_out > 0 {
+        ui.warn(format_args!(
+            "GGUF names three tokens that end a completion; {left_out} more are left out"
+        ));
     }
+    let without = "the GGUF file can be run on token ids alone";
+    let found = match &folder.tokenizer {
+        Some(tokenizer) => gguf_tokenizer::for_gguf(&tokenizer.to_json()?, folder)
+            .map_err(|error| format!("the tokenizer is left out: {error}; {without}")),
+        None => Err(format!("there is no tokenizer.json: {without}")),
+    };
+    Ok(Some(found.unwrap_or_else(|warning| {
+        ui.warn(warning);
+        gguf_tokenizer::without_tokens(folder)
+    })))
 }
 
 /// Of a file, or of the files in a folder.

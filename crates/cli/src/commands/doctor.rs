@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::{print, print_json};
 use crate::failure::{FAILURE, Failure, Outcome};
 use crate::memory;
+use crate::plain::plain;
 use crate::settings::{self, Settings};
 use checks::Check;
 
@@ -77,7 +78,7 @@ impl Doctor {
             None => Vec::new(),
         };
         let lawful = laws.iter().all(|law| law.differing.is_empty());
-        let sound = model.iter().all(|check| check.good);
+        let sound = model.iter().all(|check| check.good != Some(false));
         let findings = Findings {
             version: env!("CARGO_PKG_VERSION"),
             machine: machine(settings),
@@ -221,7 +222,7 @@ impl Findings {
         let machine = &self.machine;
         let mut line = |name: &str, value: String| {
             // Writing to a string does not fail.
-            let _ = writeln!(text, "{name:<18} {value}");
+            let _ = writeln!(text, "{name:<18} {}", plain(&value));
         };
         line(
             "cores",
@@ -256,8 +257,7 @@ impl Findings {
             line(&format!("law in {}", law.precision), found);
         }
         for check in &self.model {
-            let mark = if check.good { "good" } else { "BAD" };
-            line(check.what, format!("{mark}: {}", check.found));
+            line(check.what, check.in_words());
         }
         text
     }

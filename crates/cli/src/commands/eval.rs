@@ -19,7 +19,8 @@ use crate::weights::WeightOptions;
 ///
 /// One completion for each problem. Held-out problems are never trained on, by any run. With
 /// --config there is one evaluation for each of eval.temperatures, unless the command line names
-/// one; with --json each is one object on a line of its own.
+/// one; with --json each is one object on a line of its own. The model's tokenizer must have the
+/// tasks' words, as those of `sft`, `grpo` and `demo` have.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  bruchteil eval demo-out/grpo --task countdown --problems 1000 \
@@ -57,6 +58,9 @@ pub struct Eval {
     weights: WeightOptions,
 }
 
+const NEEDS_OUR_WORDS: &str = "give a model whose tokenizer has the tasks' words, such as one that \
+    `demo`, `sft` or `grpo` wrote";
+
 #[derive(Serialize)]
 struct Evaluation {
     task: String,
@@ -69,12 +73,18 @@ impl Eval {
     pub fn run(&self, settings: &Settings) -> Outcome {
         let config = self.config(settings)?;
         let mut folder = Folder::open(&self.model)?;
-        let tokenizer = folder.tokenizer()?;
+        let tokenizer = folder.tokenizer();
+        let tokenizer = tokenizer.map_err(|failure| failure.advise(NEEDS_OUR_WORDS))?;
         let ui = settings.ui();
-        if !generation::speaks_our_words(tokenizer) {
+        let ours = generation::speaks_our_words(tokenizer);
+        if !ours {
             ui.warn("this tokenizer's words are not those of the tasks: answers may be misread");
         }
-        let setup = Setup::with_tokenizer(config, tokenizer.clone())?;
+        let setup = Setup::with_tokenizer(config, tokenizer.clone());
+        let setup = setup.map_err(|error| match (ours, Failure::from(error)) {
+            (true, failure) => failure,
+            (false, failure) => failure.advise(NEEDS_OUR_WORDS),
+        })?;
         let problems = evaluation::problems(&setup, setup.config.eval.problems)?;
         let backend = settings.backend();
         let model = self

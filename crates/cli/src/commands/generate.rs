@@ -163,6 +163,9 @@ impl Generate {
                 (text, token_ids)
             }
         };
+        if token_ids.is_empty() && self.chat {
+            return Err(folder.empty_prompt());
+        }
         if token_ids.is_empty() {
             return Err(Failure::usage(
                 "the prompt has no tokens",

@@ -14,6 +14,7 @@ use super::{print, print_json};
 use crate::failure::{Failure, Outcome};
 use crate::folder::Folder;
 use crate::memory;
+use crate::plain::plain;
 use crate::settings::Settings;
 use parts::{Part, Stored, grouped};
 
@@ -89,7 +90,7 @@ impl Inspect {
         let rows = facts.rows(&folder.config);
         let lines = rows
             .iter()
-            .map(|(name, value)| format!("{name:<24} {value}\n"));
+            .map(|(name, value)| format!("{:<24} {}\n", plain(name), plain(value)));
         print(&lines.collect::<String>())
     }
 }
@@ -136,7 +137,7 @@ impl Facts {
                 .map(|tokenizer| tokenizer.vocab_size()),
             chat_template: folder.chat_template.clone(),
             chat_template_opens_thinking: rendered.map(opens_thinking),
-            chat_template_error: failed.map(|failure: &Failure| failure.lines().join(" ")),
+            chat_template_error: failed.map(Failure::words),
             special_tokens: special_tokens(folder),
             stop_token_ids: folder.stop_token_ids.clone(),
             ignored_keys: config.ignored_keys.clone(),
@@ -208,16 +209,7 @@ impl SpecialToken {
 
 /// What `config.json` says of the architecture.
 fn shape_rows(config: &Config) -> Vec<(String, String)> {
-    let dense = shape::dense_layers(config);
-    let dense = match (&config.moe, dense.len()) {
-        (None, _) => format!("all, {} wide", config.intermediate_size),
-        (Some(_), 0) => "none".to_string(),
-        (Some(_), _) => format!(
-            "{}, {} wide",
-            shape::ranges(&dense),
-            config.intermediate_size
-        ),
-    };
+    let dense = shape::dense_words(config);
     let head = match config.tie_word_embeddings {
         true => "tied to the embedding",
         false => "own",

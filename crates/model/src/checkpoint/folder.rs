@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Component, Path};
 
 use super::WeightDtype;
-use super::publish::{Disk, behind_links, left_overs, parent_and_name};
+use super::publish::{Disk, behind_links, left_overs, parent_and_name, refuse_dangling_link};
 use super::weights::WeightsFile;
 use crate::config::Config;
 use crate::error::{Error, shown};
@@ -32,6 +32,17 @@ const MODEL_FILES: [&str; 12] = [
 /// out of the folder; the one exception is the Hugging Face cache, whose `snapshots/REVISION`
 /// folders are links into the `blobs` folder beside `snapshots`.
 pub(super) fn open_inside(dir: &Path, name: &str) -> Result<File, Error> {
+    if let Some(file) = open_if_there(dir, name)? {
+        return Ok(file);
+    }
+    Err(match dir.is_dir() {
+        true => Error::file(&dir.join(shown(name)), "there is no such file"),
+        false => Error::file(dir, "there is no such folder"),
+    })
+}
+
+/// As [`open_inside`]; `None` where there is no such file.
+fn open_if_there(dir: &Path, name: &str) -> Result<Option<File>, Error> {
     let path = dir.join(shown(name));
     let mut parts = Path::new(name).components();
     let plain = matches!(
@@ -45,13 +56,12 @@ pub(super) fn open_inside(dir: &Path, name: &str) -> Result<File, Error> {
         );
         return Err(Error::file(dir, message));
     }
-    let fail = |error: io::Error| match error.kind() {
-        ErrorKind::NotFound if !dir.is_dir() => Error::file(dir, "there is no such folder"),
-        ErrorKind::NotFound => Error::file(&path, "there is no such file"),
-        _ => Error::file(&path, format!("cannot be opened: {error}")),
+    let fail = |error: io::Error| Error::file(&path, format!("cannot be opened: {error}"));
+    let found = fs::canonicalize(dir).and_then(|dir| Ok((dir, fs::canonicalize(&path)?)));
+    let (folder, target) = match found {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(fail)?,
     };
-    let folder = fs::canonicalize(dir).map_err(fail)?;
-    let target = fs::canonicalize(dir.join(name)).map_err(fail)?;
     if !target.starts_with(&folder) && !in_blobs(&folder, &target) {
         return Err(Error::file(
             &path,
@@ -62,7 +72,7 @@ pub(super) fn open_inside(dir: &Path, name: &str) -> Result<File, Error> {
     if !fs::metadata(&target).map_err(fail)?.is_file() {
         return Err(Error::file(&path, "not a regular file"));
     }
-    File::open(&target).map_err(fail)
+    File::open(&target).map(Some).map_err(fail)
 }
 
 fn in_blobs(folder: &Path, target: &Path) -> bool {
@@ -79,15 +89,35 @@ fn in_blobs(folder: &Path, target: &Path) -> bool {
 
 /// Reads a file of `dir` that ought to be small.
 pub(crate) fn read_small_file(dir: &Path, name: &str, largest: u64) -> Result<Vec<u8>, Error> {
-    let file = open_inside(dir, name)?;
-    let path = dir.join(name);
+    read_at_most(open_inside(dir, name)?, &dir.join(name), largest)
+}
+
+/// The bytes of a file of a model folder, such as `tokenizer.json`, by its plain name; `None` where
+/// there is no such file. A link that leads out of the folder is not followed, but for the links
+/// of the Hugging Face cache into its own `blobs`.
+///
+/// # Errors
+/// [`Error::File`]: not a plain name, a link that leads out, not a regular file, more than
+/// `largest` bytes, or not to be read.
+pub fn read_small_file_if_there(
+    dir: &Path,
+    name: &str,
+    largest: u64,
+) -> Result<Option<Vec<u8>>, Error> {
+    match open_if_there(dir, name)? {
+        Some(file) => read_at_most(file, &dir.join(name), largest).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn read_at_most(file: File, path: &Path, largest: u64) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     file.take(largest + 1)
         .read_to_end(&mut bytes)
-        .map_err(|error| Error::file(&path, format!("cannot be read: {error}")))?;
+        .map_err(|error| Error::file(path, format!("cannot be read: {error}")))?;
     if bytes.len() as u64 > largest {
         let message = format!("larger than {largest} bytes, which is more than it can need");
-        return Err(Error::file(&path, message));
+        return Err(Error::file(path, message));
     }
     Ok(bytes)
 }
@@ -106,7 +136,8 @@ pub(crate) fn read_small_file(dir: &Path, name: &str, largest: u64) -> Result<Ve
 /// After an error the old folder stands as it was and nothing is left beside it, except where the
 /// last sync failed, when the new folder stands in its place.
 /// [`Error::Resources`] if the disk is full; [`Error::Usage`] if `dir` holds files that are not
-/// part of a model, or an extra name is not plain; [`Error::Write`] otherwise.
+/// part of a model, or holds something but no model, or is a link that leads nowhere, or an extra
+/// name is not plain; [`Error::Write`] otherwise.
 ///
 /// # Panics
 /// If `weights` is not `layout.total_len` long, or `dtype` is FP8, which
@@ -209,6 +240,7 @@ impl<W: WeightFiles> Contents<W> {
     }
 
     fn replace(&mut self, dir: &Path, disk: &mut Disk) -> Result<(), Error> {
+        refuse_dangling_link(dir)?;
         recover_folder(dir)?;
         let dir = behind_links(dir);
         let (parent, name) = parent_and_name(&dir)?;
@@ -243,7 +275,7 @@ impl<W: WeightFiles> Contents<W> {
         disk.sync_dir(temporary)
     }
 
-    /// A folder is replaced only if all that is in it would be there in a model folder.
+    /// A folder is replaced only if it is empty, or is a model and holds nothing else.
     fn refuse_strangers(&self, dir: &Path) -> Result<(), Error> {
         let Ok(found) = fs::metadata(dir) else {
             return Ok(());
@@ -257,9 +289,13 @@ impl<W: WeightFiles> Contents<W> {
         let unreadable = |error: io::Error| {
             Error::Usage(format!("{}: cannot be looked into: {error}", dir.display()))
         };
+        let (mut entries, mut configured, mut weighty) = (0, false, false);
         for entry in fs::read_dir(dir).map_err(unreadable)? {
             let name = entry.map_err(unreadable)?.file_name();
             let name = name.to_string_lossy();
+            entries += 1;
+            configured |= name == "config.json";
+            weighty |= name.ends_with(".safetensors");
             let shard = name.starts_with("model-") && name.ends_with(".safetensors");
             let ours = self.small_files.iter().any(|(small, _)| name == *small);
             if !shard && !ours && !MODEL_FILES.contains(&name.as_ref()) {
@@ -271,6 +307,14 @@ impl<W: WeightFiles> Contents<W> {
                 );
                 return Err(Error::Usage(message));
             }
+        }
+        if entries > 0 && !(configured && weighty) {
+            let message = format!(
+                "{}: is no model (config.json with weights in *.safetensors), so not replaced; \
+                 choose another folder or move it away",
+                dir.display()
+            );
+            return Err(Error::Usage(message));
         }
         Ok(())
     }

@@ -195,6 +195,21 @@ pub(super) fn behind_links(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
+/// Refuses a link to what is not there: a rename would put something else in the link's place.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub(crate) fn refuse_dangling_link(path: &Path) -> Result<(), Error> {
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) && !path.exists() {
+        let message = format!(
+            "{}: a link that leads nowhere; remove it, or choose another place",
+            path.display()
+        );
+        return Err(Error::Usage(message));
+    }
+    Ok(())
+}
+
 /// The folder that holds `path`, and its last component as text.
 pub(super) fn parent_and_name(path: &Path) -> Result<(PathBuf, String), Error> {
     let name = path

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::io::{self, Write};
 
-use super::{Progress, fp8, read_into};
+use super::{Progress, Report, fp8, read_into};
 use crate::checkpoint::{
     Planned, Source, WeightDtype, WeightFiles, header, scale_name, small_file, write_values,
 };
@@ -62,7 +62,7 @@ impl<'a> Shards<'a> {
         checkpoint: &'a Checkpoint,
         source: &'a Source,
         shard_bytes: u64,
-        report: &'a mut dyn FnMut(u64, u64),
+        report: &'a mut Report<'a>,
     ) -> Shards<'a> {
         let parts = source.entries().map(|entry| Part {
             name: entry.name.clone(),
@@ -79,7 +79,7 @@ impl<'a> Shards<'a> {
         layout: &Layout,
         dtype: WeightDtype,
         shard_bytes: u64,
-        report: &'a mut dyn FnMut(u64, u64),
+        report: &'a mut Report<'a>,
     ) -> Shards<'a> {
         let mut parts = Vec::new();
         for spec in &layout.tensors {
@@ -120,7 +120,7 @@ impl<'a> Shards<'a> {
         checkpoint: &'a Checkpoint,
         parts: Vec<Part<'a>>,
         shard_bytes: u64,
-        report: &'a mut dyn FnMut(u64, u64),
+        report: &'a mut Report<'a>,
     ) -> Shards<'a> {
         let total = parts.iter().map(|part| part.planned().bytes()).sum();
         let mut files: Vec<Vec<Part>> = vec![Vec::new()];
@@ -193,8 +193,7 @@ impl<'a> Shards<'a> {
             Content::Copied(source) => {
                 return source.copy(&part.name, |bytes| {
                     out.write_all(bytes)?;
-                    progress.add(bytes.len());
-                    Ok(())
+                    progress.add(bytes.len())
                 });
             }
             Content::Values(spec) | Content::Codes(spec) | Content::Scales(spec) => spec,
@@ -203,8 +202,7 @@ impl<'a> Shards<'a> {
         if let Content::Values(_) = part.content {
             let dtype = if part.dtype == "F32" { "F32" } else { "BF16" };
             write_values(out, buffer, dtype)?;
-            progress.add(part.planned().bytes() as usize);
-            return Ok(());
+            return progress.add(part.planned().bytes() as usize);
         }
         let cols = spec.shape[1];
         let Some(scales) = fp8::scales(buffer, cols) else {
@@ -217,15 +215,14 @@ impl<'a> Shards<'a> {
         };
         if let Content::Scales(_) = part.content {
             write_values(out, &scales, "F32")?;
-            progress.add(4 * scales.len());
-            return Ok(());
+            return progress.add(4 * scales.len());
         }
         let mut codes = Vec::new();
         let blocks = buffer.chunks(fp8::BLOCK * cols);
         for (rows, scales) in blocks.zip(scales.chunks(cols.div_ceil(fp8::BLOCK))) {
             fp8::codes(rows, cols, scales, &mut codes);
             out.write_all(&codes)?;
-            progress.add(codes.len());
+            progress.add(codes.len())?;
         }
         Ok(())
     }

@@ -1,11 +1,12 @@
 //! A checkpoint as one GGUF file, in the shape that llama.cpp reads.
 
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind};
+use std::fs;
+use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
-use super::{Progress, read_into};
-use crate::checkpoint::{Disk, WeightDtype, replace_file};
+use super::{Progress, Report, read_into};
+use crate::checkpoint::{Disk, WeightDtype, refuse_dangling_link, replace_file};
 use crate::config::Config;
 use crate::error::Error;
 use crate::gguf::{
@@ -23,26 +24,27 @@ const UNUSED: i32 = 5;
 impl Checkpoint {
     /// Writes one GGUF file: matrices in `kind` (F32, F16, BF16, Q8_0 or Q4_0; F16 where rows are
     /// no whole blocks), norms, biases and the router in F32. The file appears whole or not at
-    /// all; `progress` is told bytes written and bytes in all.
+    /// all; `progress` is told bytes written and bytes in all, and may stop it. A file that is
+    /// there is replaced if it is empty or GGUF.
     ///
     /// Multi-token prediction is left out: llama.cpp refuses its tensors in `deepseek2`. Rows of
-    /// the embedding beyond the tokenizer's tokens get unused tokens. Without a tokenizer the file
-    /// says that it has none, and can be run on token ids alone.
+    /// the embedding beyond the tokenizer's tokens get unused tokens. Without a tokenizer, or with
+    /// one that has no tokens, the file says that it has none, and can be run on token ids alone.
     ///
     /// llama.cpp opens `deepseek2` without `q_lora_rank` only with as many layers as published
     /// models of that kind have (27 among them).
     ///
     /// # Errors
     /// [`Error::Config`] for what GGUF cannot say of the model, [`Error::Usage`] for a type that is
-    /// not written, a tokenizer with more tokens than rows, or a place that is no file's;
+    /// not written, a tokenizer with more tokens than rows, or a place that is no GGUF file's;
     /// [`Error::File`] for a tensor that cannot be read or a value that `kind` cannot hold;
-    /// [`Error::Resources`] and [`Error::Write`] for the disk.
+    /// [`Error::Resources`] and [`Error::Write`] for the disk; [`Error::Stopped`].
     pub fn export_gguf(
         &self,
         out: &Path,
         kind: GgmlType,
         tokenizer: Option<&GgufTokenizer>,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut Report,
     ) -> Result<(), Error> {
         let mut disk_is_fine = |_: &'static str| Ok(());
         self.write_gguf(out, kind, tokenizer, progress, &mut disk_is_fine)
@@ -54,10 +56,11 @@ impl Checkpoint {
         out: &Path,
         kind: GgmlType,
         tokenizer: Option<&GgufTokenizer>,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut Report,
         before: &mut dyn FnMut(&'static str) -> io::Result<()>,
     ) -> Result<(), Error> {
         let file_type = file_type(kind)?;
+        refuse_others(out)?;
         let mut config = self.config().clone();
         config.num_nextn_predict_layers = 0;
         let layout = Layout::new(&config);
@@ -72,6 +75,7 @@ impl Checkpoint {
         let mut metadata = metadata_of(&json, 0)?;
         metadata.push(("general.file_type".to_string(), Value::U32(file_type)));
         metadata.extend(match tokenizer {
+            Some(tokenizer) if tokenizer.tokens.is_empty() => tokenizer.metadata(),
             Some(tokenizer) => padded(tokenizer, config.vocab_size)?.metadata(),
             None => no_tokenizer(&config),
         });
@@ -106,6 +110,26 @@ fn file_type(kind: GgmlType) -> Result<u32, Error> {
             "{} is not written to GGUF; F32, F16, BF16, Q8_0 and Q4_0 are",
             other.name()
         ))),
+    }
+}
+
+/// A file is replaced only if nothing is lost by it but a model.
+fn refuse_others(out: &Path) -> Result<(), Error> {
+    refuse_dangling_link(out)?;
+    let refused = |message: String| Err(Error::Usage(format!("{}: {message}", out.display())));
+    // Looked at before it is opened: opening a named pipe would wait for ever.
+    match fs::metadata(out) {
+        Err(_) => return Ok(()),
+        Ok(found) if found.is_file() => {}
+        Ok(_) => return refused("not a regular file, so not replaced".to_string()),
+    }
+    let mut start = Vec::new();
+    let read = fs::File::open(out).and_then(|file| file.take(4).read_to_end(&mut start));
+    match read {
+        Err(error) => refused(format!("cannot be looked into: {error}, so not replaced")),
+        Ok(0) => Ok(()),
+        Ok(_) if start == *b"GGUF" => Ok(()),
+        Ok(_) => refused("is no GGUF file, so not replaced; choose another name".to_string()),
     }
 }
 
@@ -145,6 +169,8 @@ fn no_tokenizer(config: &Config) -> Vec<(String, Value)> {
         Some(model),
         id("bos_token_id", config.bos_token_id),
         id("eos_token_id", config.eos_token_id.first().copied()),
+        id("eot_token_id", config.eos_token_id.get(1).copied()),
+        id("eom_token_id", config.eos_token_id.get(2).copied()),
         id("padding_token_id", config.pad_token_id),
     ]
     .into_iter()
@@ -207,7 +233,7 @@ impl File<'_> {
     fn narrow(&mut self, writer: &mut GgufWriter, values: &[f32]) -> io::Result<()> {
         for chunk in values.chunks(CHUNK) {
             let bytes = writer.write_f32(chunk).map_err(write_failure)?;
-            self.progress.add(bytes);
+            self.progress.add(bytes)?;
         }
         Ok(())
     }
@@ -216,7 +242,9 @@ impl File<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
+    use std::ops::ControlFlow;
+
+    const CONTINUE: ControlFlow<()> = ControlFlow::Continue(());
 
     #[test]
     fn a_full_disk_at_any_step_leaves_the_old_file_and_says_how_much_is_needed() {
@@ -228,29 +256,34 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         let out = dir.join("model.gguf");
         checkpoint
-            .export_gguf(&out, GgmlType::F32, None, &mut |_, _| ())
+            .export_gguf(&out, GgmlType::F32, None, &mut |_, _| CONTINUE)
             .unwrap();
         let needed = format!("{} bytes needed", fs::metadata(&out).unwrap().len());
-        fs::write(&out, b"old").unwrap();
+        fs::write(&out, b"GGUF, old").unwrap();
         let mut failures = 0;
         loop {
             let mut steps = 0;
             let mut last = "";
-            let done =
-                checkpoint.write_gguf(&out, GgmlType::F32, None, &mut |_, _| (), &mut |step| {
+            let done = checkpoint.write_gguf(
+                &out,
+                GgmlType::F32,
+                None,
+                &mut |_, _| CONTINUE,
+                &mut |step| {
                     (steps, last) = (steps + 1, step);
                     if steps == failures + 1 {
                         return Err(ErrorKind::StorageFull.into());
                     }
                     Ok(())
-                });
+                },
+            );
             let Err(error) = done else { break };
             failures += 1;
             assert_eq!(error.exit_code(), 4, "{error}");
             assert!(error.to_string().contains(&needed), "{error}: {needed}");
             let in_place = last == "syncing the folder";
             assert_eq!(
-                fs::read(&out).unwrap() == b"old",
+                fs::read(&out).unwrap() == b"GGUF, old",
                 !in_place,
                 "step {failures}"
             );

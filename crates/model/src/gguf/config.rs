@@ -124,13 +124,24 @@ impl Keys<'_> {
         let rows = self.vocab_size()?;
         for (field, name) in [
             ("bos_token_id", "bos_token_id"),
-            ("eos_token_id", "eos_token_id"),
             ("pad_token_id", "padding_token_id"),
         ] {
             if let Some(id) = token_id(self.gguf, name, rows)? {
                 config.insert(field.to_string(), json!(id));
             }
         }
+        // The end of a turn and the end of a message end a completion too.
+        let mut ends = Vec::new();
+        for name in ["eos_token_id", "eot_token_id", "eom_token_id"] {
+            let id = token_id(self.gguf, name, rows)?;
+            ends.extend(id.filter(|id| !ends.contains(id)));
+        }
+        let ends = match ends[..] {
+            [] => return Ok(()),
+            [id] => json!(id),
+            _ => json!(ends),
+        };
+        config.insert("eos_token_id".to_string(), ends);
         Ok(())
     }
 

@@ -22,6 +22,10 @@ pub struct GgufTokenizer {
     pub merges: Vec<String>,
     pub bos_token_id: Option<u32>,
     pub eos_token_id: Option<u32>,
+    /// Ends a turn; stops a completion too.
+    pub eot_token_id: Option<u32>,
+    /// Ends a message; stops a completion too.
+    pub eom_token_id: Option<u32>,
     pub padding_token_id: Option<u32>,
     pub unknown_token_id: Option<u32>,
     pub add_bos_token: Option<bool>,
@@ -31,19 +35,32 @@ pub struct GgufTokenizer {
     pub chat_template: Option<String>,
 }
 
+/// [`GgufTokenizer::model`] where there are no tokens, as llama.cpp has it.
+const NO_MODEL: &str = "none";
+
 impl GgufTokenizer {
-    /// Reads the keys; `None` if the file holds no tokens.
+    /// Reads the keys; `None` if the file holds neither tokens nor a chat template.
     ///
     /// # Errors
     /// [`Error::File`] naming the key: of another type, of another length than the tokens, or an
     /// id without a token.
     pub fn read(gguf: &Gguf) -> Result<Option<GgufTokenizer>, Error> {
-        let Some(tokens) = gguf.strings("tokenizer.ggml.tokens")? else {
+        let tokens = gguf.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
+        let chat_template = owned(gguf.str("tokenizer.chat_template")?);
+        if tokens.is_empty() && chat_template.is_none() {
             return Ok(None);
-        };
+        }
         let key = "tokenizer.ggml.model";
-        let Some(model) = gguf.str(key)? else {
-            return Err(gguf.bad_key(key, "is absent, though there are tokens"));
+        let model = match gguf.str(key)? {
+            None if !tokens.is_empty() => {
+                return Err(gguf.bad_key(key, "is absent, though there are tokens"));
+            }
+            model => model.unwrap_or(NO_MODEL),
+        };
+        let id = |name: &str| match tokens.len() {
+            // The configuration's then, which are compared with the rows of the embedding.
+            0 => token_id(gguf, name, usize::MAX),
+            tokens => token_id(gguf, name, tokens),
         };
         Ok(Some(GgufTokenizer {
             model: model.to_string(),
@@ -55,14 +72,16 @@ impl GgufTokenizer {
                 .strings("tokenizer.ggml.merges")?
                 .unwrap_or_default()
                 .to_vec(),
-            bos_token_id: token_id(gguf, "bos_token_id", tokens.len())?,
-            eos_token_id: token_id(gguf, "eos_token_id", tokens.len())?,
-            padding_token_id: token_id(gguf, "padding_token_id", tokens.len())?,
-            unknown_token_id: token_id(gguf, "unknown_token_id", tokens.len())?,
+            bos_token_id: id("bos_token_id")?,
+            eos_token_id: id("eos_token_id")?,
+            eot_token_id: id("eot_token_id")?,
+            eom_token_id: id("eom_token_id")?,
+            padding_token_id: id("padding_token_id")?,
+            unknown_token_id: id("unknown_token_id")?,
             add_bos_token: gguf.bool("tokenizer.ggml.add_bos_token")?,
             add_eos_token: gguf.bool("tokenizer.ggml.add_eos_token")?,
             add_space_prefix: gguf.bool("tokenizer.ggml.add_space_prefix")?,
-            chat_template: owned(gguf.str("tokenizer.chat_template")?),
+            chat_template,
         }))
     }
 
@@ -76,16 +95,19 @@ impl GgufTokenizer {
         let scores = (!scores.is_empty()).then_some(Value::Array(Array::F32(scores)));
         let merges = self.merges.clone();
         let merges = (!merges.is_empty()).then_some(Value::Array(Array::Str(merges)));
-        let tokens = Value::Array(Array::Str(self.tokens.clone()));
+        let tokens = self.tokens.clone();
+        let tokens = (!tokens.is_empty()).then_some(Value::Array(Array::Str(tokens)));
         [
             ("ggml.model", Some(Value::Str(self.model.clone()))),
             ("ggml.pre", text(&self.pre)),
-            ("ggml.tokens", Some(tokens)),
+            ("ggml.tokens", tokens),
             ("ggml.scores", scores),
             ("ggml.token_type", types),
             ("ggml.merges", merges),
             ("ggml.bos_token_id", id(self.bos_token_id)),
             ("ggml.eos_token_id", id(self.eos_token_id)),
+            ("ggml.eot_token_id", id(self.eot_token_id)),
+            ("ggml.eom_token_id", id(self.eom_token_id)),
             ("ggml.padding_token_id", id(self.padding_token_id)),
             ("ggml.unknown_token_id", id(self.unknown_token_id)),
             ("ggml.add_bos_token", flag(self.add_bos_token)),

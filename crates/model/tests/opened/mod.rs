@@ -2,6 +2,7 @@
 
 use kernels::{Cpu, Isa, Precision};
 use model::{Batch, Checkpoint, KeptWeights, Loading, Numerics, Opening};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 /// The logits of every row of a batch.
@@ -30,9 +31,10 @@ pub struct Watched {
 }
 
 impl Watched {
-    pub fn see(&mut self, done: u64, total: u64) {
+    pub fn see(&mut self, done: u64, total: u64) -> ControlFlow<()> {
         assert!(done >= self.done && done <= total, "{done} of {total}");
         (self.done, self.total) = (done, total);
+        ControlFlow::Continue(())
     }
 
     pub fn assert_whole(&self) {

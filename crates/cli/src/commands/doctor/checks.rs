@@ -21,14 +21,28 @@ const NAMED: usize = 20;
 #[derive(Serialize)]
 pub struct Check {
     pub what: &'static str,
-    pub good: bool,
+    /// `None` if it was not looked at.
+    pub good: Option<bool>,
     pub found: String,
 }
 
 impl Check {
     fn new(what: &'static str, good: bool, found: impl Into<String>) -> Check {
-        let found = found.into();
-        Check { what, good, found }
+        Check {
+            what,
+            good: Some(good),
+            found: found.into(),
+        }
+    }
+
+    /// What was found; marked only where something was looked at.
+    pub fn in_words(&self) -> String {
+        let mark = match self.good {
+            Some(true) => "good: ",
+            Some(false) => "BAD: ",
+            None => "",
+        };
+        format!("{mark}{}", self.found)
     }
 }
 
@@ -101,19 +115,18 @@ fn values(checkpoint: Checkpoint, settings: &Settings) -> Result<Vec<Check>, Fai
         progress.update(done, total);
     })?;
     progress.finish();
-    let found = match (fits, opened.non_finite.as_slice()) {
+    let what = "values";
+    let values = match (fits, opened.non_finite.as_slice()) {
         (false, _) => {
             let size = memory::shown(needed);
-            format!("not looked at: {size} of weights do not fit in memory")
+            let found = format!("not looked at: {size} of weights do not fit in memory");
+            let good = None;
+            Check { what, good, found }
         }
-        (true, []) => "all finite".to_string(),
-        (true, tensors) => in_words(tensors),
+        (true, []) => Check::new(what, true, "all finite"),
+        (true, tensors) => Check::new(what, false, in_words(tensors)),
     };
-    let finite = opened.non_finite.is_empty();
-    Ok(vec![
-        Check::new("values", finite, found),
-        forward(&opened.model, &backend),
-    ])
+    Ok(vec![values, forward(&opened.model, &backend)])
 }
 
 fn in_words(tensors: &[NonFinite]) -> String {
@@ -218,7 +231,7 @@ fn template(folder: &Folder) -> Check {
     }
     match folder.chat_prompt("1 2 3 4") {
         Ok(prompt) => Check::new(what, true, format!("renders {prompt:?}")),
-        Err(failure) => Check::new(what, false, failure.lines().join(" ")),
+        Err(failure) => Check::new(what, false, failure.words()),
     }
 }
 
@@ -230,4 +243,22 @@ fn stop_tokens(folder: &Folder) -> Check {
     }
     let found = format!("{:?}", folder.stop_token_ids);
     Check::new(what, !folder.stop_token_ids.is_empty(), found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Check;
+
+    #[test]
+    fn only_what_was_looked_at_is_called_good() {
+        for (good, words) in [
+            (Some(true), "good: as it is"),
+            (Some(false), "BAD: as it is"),
+            (None, "as it is"),
+        ] {
+            let found = "as it is".to_string();
+            let what = "values";
+            assert_eq!(Check { what, good, found }.in_words(), words);
+        }
+    }
 }

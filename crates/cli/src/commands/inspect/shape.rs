@@ -101,6 +101,18 @@ pub fn dense_layers(config: &Config) -> Vec<usize> {
         .collect()
 }
 
+/// Which these are, and their width.
+pub fn dense_words(config: &Config) -> String {
+    let dense = dense_layers(config);
+    let which = match dense.len() {
+        0 => return "none".to_string(),
+        all if all == config.num_hidden_layers => "all".to_string(),
+        1 => format!("layer {}", dense[0]),
+        _ => format!("layers {}", ranges(&dense)),
+    };
+    format!("{which}, {} wide", config.intermediate_size)
+}
+
 pub fn experts_words(config: &Config) -> String {
     match &config.moe {
         None => "none (dense)".to_string(),
@@ -137,7 +149,7 @@ pub fn routing_words(moe: &Moe) -> String {
 }
 
 /// Numbers in order, runs of them shortened: "0 to 2, 5".
-pub fn ranges(numbers: &[usize]) -> String {
+fn ranges(numbers: &[usize]) -> String {
     let mut runs: Vec<[usize; 2]> = Vec::new();
     for &number in numbers {
         match runs.last_mut() {
