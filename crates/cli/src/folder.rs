@@ -35,7 +35,7 @@ pub struct Folder {
     pub chat_template: Option<String>,
     /// The file that it is in.
     template_path: PathBuf,
-    /// Texts of the tokens that have a role, such as ("eos", "</s>"); roles without one are left
+    /// Texts of the tokens that have a role, such as `("eos", "</s>")`; roles without one are left
     /// out.
     pub special_tokens: Vec<(&'static str, String)>,
     /// What a text that is no chat begins with: by `add_bos_token`, or by the tokenizer's own
