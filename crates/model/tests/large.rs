@@ -52,7 +52,8 @@ fn sparse_shard(path: &Path, tensors: &[&TensorSpec]) {
 
 fn sparse_v2_lite() -> Folder {
     let name = format!("bruchteil-v2-lite-{}", std::process::id());
-    let folder = Folder(std::env::temp_dir().join(name));
+    // Not the system's temporary folder: where that is memory, pages that are read stay.
+    let folder = Folder(Path::new(env!("CARGO_TARGET_TMPDIR")).join(name));
     std::fs::create_dir_all(&folder.0).unwrap();
     std::fs::write(folder.0.join("config.json"), CONFIG).unwrap();
     let layout = Layout::new(&Config::from_json(CONFIG).unwrap());
