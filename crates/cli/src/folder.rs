@@ -71,21 +71,16 @@ impl Folder {
             true => Some(Checkpoint::open(&path)?),
             false => None,
         };
-        let (config, texts) = match &checkpoint {
+        let config = match &checkpoint {
+            Some(found) => found.config().clone(),
+            None => Config::read(&path)?,
+        };
+        let texts = match &checkpoint {
             Some(found) if found.is_gguf() => {
                 path = found.path().to_path_buf();
-                (found.config().clone(), gguf_texts(found)?)
+                gguf_texts(found)?
             }
-            Some(found) => {
-                let config = found.config().clone();
-                let texts = folder_texts(&path, &config)?;
-                (config, texts)
-            }
-            None => {
-                let config = Config::read(&path)?;
-                let texts = folder_texts(&path, &config)?;
-                (config, texts)
-            }
+            _ => folder_texts(&path, &config)?,
         };
         let mut stop_token_ids = config.eos_token_id.clone();
         stop_token_ids.extend(&texts.stop_token_ids);

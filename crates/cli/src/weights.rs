@@ -3,7 +3,7 @@
 
 use clap::{Args, ValueEnum};
 use kernels::{Cpu, Precision};
-use model::{Checkpoint, Config, KeptWeights, Loading, Model, Numerics, Opening, StoredTensor};
+use model::{Checkpoint, KeptWeights, Loading, Model, Numerics, Opening, StoredTensor};
 
 use crate::failure::{BAD_INPUT, Failure, RESOURCES};
 use crate::folder::Folder;
@@ -148,7 +148,7 @@ pub fn needed_bytes(checkpoint: &Checkpoint, opening: &Opening) -> u64 {
     let tensors = checkpoint.tensors();
     let wanted = tensors
         .iter()
-        .filter(|tensor| opening.mtp || !is_mtp(&tensor.name, config));
+        .filter(|tensor| opening.mtp || !config.is_mtp_tensor(&tensor.name));
     let bytes = wanted.map(|tensor| match tensor.name.as_str() {
         // Its rows are looked up as they are in the file, unless it is the head too.
         "model.embed_tokens.weight" if !config.tie_word_embeddings => match opening.loading {
@@ -158,13 +158,6 @@ pub fn needed_bytes(checkpoint: &Checkpoint, opening: &Opening) -> u64 {
         _ => kept_bytes(tensor, opening),
     });
     bytes.sum()
-}
-
-/// Whether a tensor is of the layer behind the last.
-pub fn is_mtp(tensor: &str, config: &Config) -> bool {
-    let layer = tensor.strip_prefix("model.layers.");
-    let number = layer.and_then(|rest| rest.split('.').next());
-    number.and_then(|number| number.parse().ok()) == Some(config.num_hidden_layers)
 }
 
 /// What one tensor takes, never more than it does.

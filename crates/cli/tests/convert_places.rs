@@ -1,5 +1,7 @@
 //! `convert`: what is in the place of OUT, what GGUF keeps of a tokenizer, and a stop half way.
 
+#[path = "fixture/dense_model.rs"]
+mod dense_model;
 mod fixture;
 #[path = "fixture/small_model.rs"]
 mod small_model;
@@ -10,25 +12,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use dense_model::{golden, inspected, shown};
 use fixture::{Scratch, command, ran, run};
 use serde_json::{Map, Value, json};
 
-fn shown(path: &Path) -> String {
-    path.display().to_string()
-}
-
-/// A dense model without a tokenizer.
-fn golden() -> String {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/qwen2");
-    shown(&dir)
-}
-
 fn parsed(text: &str) -> Value {
     serde_json::from_str(text).expect("one JSON object")
-}
-
-fn inspected(model: &str) -> Value {
-    parsed(&run(&["inspect", model, "--json"]).expect_code(0).stdout)
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The small files beside the weights: what they say is taken, and none of them leads anywhere.
 
+#[path = "fixture/dense_model.rs"]
+mod dense_model;
 mod fixture;
 #[path = "fixture/small_model.rs"]
 mod small_model;
@@ -9,23 +11,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use dense_model::{golden, inspected, shown};
 use fixture::{Ran, Scratch, run};
 use serde_json::{Value, json};
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
-}
-
-/// A dense model without a tokenizer.
-fn golden() -> String {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/qwen2");
-    shown(&dir)
-}
-
-fn inspected(model: &str) -> Value {
-    let json = run(&["inspect", model, "--json"]).expect_code(0).stdout;
-    serde_json::from_str(&json).expect("one JSON object")
-}
 
 /// Exit code 3 and these words in one line of cause.
 fn refused(ran: Ran, words: &[&str]) {

@@ -226,15 +226,9 @@ impl Cpu {
             let rows = i * item..matrix.rows.min((i + 1) * item);
             let source = Source::Columns(matrix.rows(rows.clone(), buffer)?);
             for panel in rows.start / PANEL..rows.end.div_ceil(PANEL) {
-                for first in (0..depth).step_by(BLOCK_LANES) {
-                    let lanes = first..depth.min(first + BLOCK_LANES);
-                    let start = panel * depth;
-                    // SAFETY: panels are disjoint.
-                    let out = unsafe {
-                        out.slice((start + lanes.start) * PANEL..(start + lanes.end) * PANEL)
-                    };
-                    fill(self.isa, &source, lane, panel, lanes, out);
-                }
+                // SAFETY: panels are disjoint.
+                let out = unsafe { out.slice(panel * depth * PANEL..(panel + 1) * depth * PANEL) };
+                fill_lanes(self.isa, &source, lane, panel, 0..depth, out);
             }
             Ok(())
         })?;
@@ -252,15 +246,11 @@ impl Cpu {
             // Items begin at even rows, so that no pair is torn.
             let all = lane.lanes(rows.start)..lane.lanes(rows.end);
             for panel in 0..matrix.cols.div_ceil(PANEL) {
-                for first in all.clone().step_by(BLOCK_LANES) {
-                    let lanes = first..all.end.min(first + BLOCK_LANES);
-                    let start = panel * depth;
-                    // SAFETY: lanes of items are disjoint.
-                    let out = unsafe {
-                        out.slice((start + lanes.start) * PANEL..(start + lanes.end) * PANEL)
-                    };
-                    fill(self.isa, &source, lane, panel, lanes, out);
-                }
+                let start = panel * depth;
+                // SAFETY: lanes of items are disjoint.
+                let out =
+                    unsafe { out.slice((start + all.start) * PANEL..(start + all.end) * PANEL) };
+                fill_lanes(self.isa, &source, lane, panel, all.clone(), out);
             }
             Ok(())
         })?;
@@ -331,6 +321,22 @@ impl Cpu {
             Some((_, error)) => Err(error),
             None => Ok(()),
         }
+    }
+}
+
+/// [`fill`] for any number of lanes; `out` begins with the first of them.
+fn fill_lanes(
+    isa: Isa,
+    source: &Source,
+    lane: Precision,
+    panel: usize,
+    lanes: Range<usize>,
+    out: &mut [u32],
+) {
+    let firsts = lanes.clone().step_by(BLOCK_LANES);
+    for (first, block) in firsts.zip(out.chunks_mut(BLOCK_LANES * PANEL)) {
+        let these = first..lanes.end.min(first + BLOCK_LANES);
+        fill(isa, source, lane, panel, these, block);
     }
 }
 

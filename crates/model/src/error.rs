@@ -57,6 +57,17 @@ impl Error {
         }
     }
 
+    /// [`Error::Mismatch`], if there are any differences.
+    pub(crate) fn mismatch(path: &Path, differences: Vec<String>) -> Result<(), Error> {
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Mismatch {
+            path: path.to_path_buf(),
+            differences,
+        })
+    }
+
     pub(crate) fn field(field: &str, message: impl Into<String>) -> Error {
         Error::Config {
             path: None,

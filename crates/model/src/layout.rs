@@ -226,18 +226,15 @@ impl Layout {
             .chain(self.mtp.as_ref().map(|mtp| &mtp.layer))
     }
 
-    /// Names under which DeepSeek's checkpoints repeat embedding and head for multi-token
-    /// prediction, and the tensors repeated.
-    pub(crate) fn copies(&self) -> Vec<(String, &TensorSpec)> {
-        if self.mtp.is_none() {
-            return Vec::new();
-        }
-        let names = mtp::shared_copies(self.layers.len());
-        let ranges = [&self.embed_tokens, &self.lm_head];
-        let copies = names.into_iter().zip(ranges);
-        copies
-            .map(|(name, range)| (name, self.tensor_at(range)))
-            .collect()
+    /// What a checkpoint file holds, by name: every tensor, then embedding and head once more for
+    /// multi-token prediction, as DeepSeek's checkpoints have them.
+    pub(crate) fn written(&self) -> impl Iterator<Item = (String, &TensorSpec)> {
+        let own = self.tensors.iter().map(|spec| (spec.name.clone(), spec));
+        let repeats = usize::from(self.mtp.is_some());
+        let names = mtp::shared_copies(self.layers.len()).into_iter();
+        let copies = names.zip([&self.embed_tokens, &self.lm_head]);
+        let copies = copies.map(|(name, range)| (name, self.tensor_at(range)));
+        own.chain(copies.take(2 * repeats))
     }
 
     /// The tensor that a range of the flat buffer belongs to.

@@ -11,7 +11,7 @@ use crate::batch::{Batch, KvCache};
 use crate::block::{BlockWeights, Maker, Role, pack};
 use crate::config::Config;
 use crate::error::Error;
-use crate::layout::{MtpOffsets, TensorSpec};
+use crate::layout::MtpOffsets;
 use crate::model::{Model, Of, Targets};
 use kernels::{Backend, Mat, MatMut, Weight};
 
@@ -60,10 +60,11 @@ pub(crate) fn shared_copies(num_hidden_layers: usize) -> [String; 2] {
     ["embed_tokens", "shared_head.head"].map(|part| format!("model.layers.{layer}.{part}.weight"))
 }
 
-/// Whether a tensor belongs to multi-token prediction alone.
-pub(crate) fn is_mtp(config: &Config, spec: &TensorSpec) -> bool {
-    let prefix = format!("model.layers.{}.", config.num_hidden_layers);
-    spec.name.starts_with(&prefix)
+impl Config {
+    /// Whether a tensor of this name is of multi-token prediction, the layer behind the last.
+    pub fn is_mtp_tensor(&self, name: &str) -> bool {
+        name.starts_with(&format!("model.layers.{}.", self.num_hidden_layers))
+    }
 }
 
 impl Model {

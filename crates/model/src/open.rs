@@ -10,7 +10,6 @@ use crate::error::{Error, shown};
 use crate::gguf::GgufTokenizer;
 use crate::layout::{Layout, TensorSpec};
 use crate::model::{Model, Numerics};
-use crate::mtp::is_mtp;
 use crate::params::{Params, Vectors};
 use kernels::{Backend, Dtype, Keep, ReadAt, RowSource, StoredMatrix, Weight};
 use std::collections::BTreeMap;
@@ -251,7 +250,8 @@ fn reconcile_mtp(config: &mut Config, source: &dyn TensorSource) {
         return;
     }
     let layout = Layout::new(config);
-    let mut own = layout.tensors.iter().filter(|spec| is_mtp(config, spec));
+    let tensors = layout.tensors.iter();
+    let mut own = tensors.filter(|spec| config.is_mtp_tensor(&spec.name));
     if own.all(|spec| !source.has(&spec.name)) {
         config.num_nextn_predict_layers = 0;
     }
@@ -347,21 +347,15 @@ impl<'a> Loader<'a> {
 
     /// The form for a matrix of some type and role.
     fn keep(&self, role: Role, dtype: Dtype, mapped: bool) -> Keep {
-        let few_bits = matches!(self.opening.weights, KeptWeights::Q8 | KeptWeights::Q4);
-        let as_stored = match self.opening.weights {
-            KeptWeights::AsStored => true,
-            _ => dtype == Dtype::Bf16,
-        };
-        match role {
-            Role::Embedding => Keep::Rows,
-            Role::Projection | Role::Head if few_bits => match self.opening.weights {
-                KeptWeights::Q8 => Keep::Q8,
-                _ => Keep::Q4,
-            },
+        let as_stored = self.opening.weights == KeptWeights::AsStored || dtype == Dtype::Bf16;
+        match (role, self.opening.weights) {
+            (Role::Embedding, _) => Keep::Rows,
+            (Role::Projection | Role::Head, KeptWeights::Q8) => Keep::Q8,
+            (Role::Projection | Role::Head, KeptWeights::Q4) => Keep::Q4,
             _ if mapped && as_stored => Keep::Rows,
             // Its bytes are kept, and expanded as products touch them.
-            Role::Projection if dtype == Dtype::F8E4m3 && as_stored => Keep::Rows,
-            Role::KeyUp => Keep::PanelsTransposed,
+            (Role::Projection, _) if dtype == Dtype::F8E4m3 && as_stored => Keep::Rows,
+            (Role::KeyUp, _) => Keep::PanelsTransposed,
             _ => Keep::Panels,
         }
     }

@@ -284,3 +284,40 @@ fn a_tied_head_that_differs_is_refused_and_one_that_is_repeated_is_not() {
     }
     std::fs::remove_dir_all(&dir).unwrap();
 }
+
+/// Files are read in pieces of 1 MiB; codes of FP8 go on where the piece before ended.
+#[test]
+fn fp8_of_several_pieces_is_read_whole() {
+    let mut config = Config::read(&Golden::open("llama").dir).unwrap();
+    (config.intermediate_size, config.num_hidden_layers) = (70_000, 1);
+    let largest = config.intermediate_size * config.hidden_size;
+    assert!(largest > 1 << 20, "{largest} codes");
+    let cpu = Cpu::new(2, Isa::best());
+    let numerics = Numerics::new(Precision::F32);
+    let model = Model::random(config, numerics, 5, &cpu);
+    let name = format!("bruchteil-pieces-{}", std::process::id());
+    let (dir, out) = (
+        std::env::temp_dir().join(&name),
+        std::env::temp_dir().join(name + "-fp8"),
+    );
+    let Model { config, layout, .. } = &model;
+    let dtype = model::WeightDtype::F32;
+    model::write_folder(&dir, config, layout, model.params(), &[], dtype).unwrap();
+    let progress = &mut |_, _| ControlFlow::Continue(());
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let exported = checkpoint.export_folder(&out, ExportDtype::Fp8, &[], u64::MAX, progress);
+    exported.expect("an export");
+    let batch = Batch::documents(&[&[1, 2, 3]]);
+    let (flat, _) = Model::open(&out, numerics, &cpu).unwrap();
+    let kept = open(
+        &out,
+        Precision::F32,
+        KeptWeights::AsStored,
+        Loading::Read,
+        &cpu,
+    );
+    assert!(logits(&flat, &cpu, &batch) == logits(&kept, &cpu, &batch));
+    for dir in [dir, out] {
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

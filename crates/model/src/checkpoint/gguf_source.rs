@@ -116,14 +116,7 @@ impl TensorSource for GgufSource {
     }
 
     fn check(&self, config: &Config, layout: &Layout) -> Result<(), Error> {
-        let differences = self.differences(config, layout);
-        if differences.is_empty() {
-            return Ok(());
-        }
-        Err(Error::Mismatch {
-            path: self.gguf.path.clone(),
-            differences,
-        })
+        Error::mismatch(&self.gguf.path, self.differences(config, layout))
     }
 
     fn rows(

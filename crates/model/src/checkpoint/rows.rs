@@ -104,16 +104,20 @@ impl ReadAt for Expanded<'_> {
         let (values, _) = out.as_chunks_mut::<4>();
         let mut codes = vec![0; values.len()];
         self.codes.read_at(offset / 4, &mut codes)?;
-        let [height, width] = self.scales.block;
-        let across = self.cols.div_ceil(width);
-        for (i, (value, &code)) in values.iter_mut().zip(&codes).enumerate() {
-            let at = offset / 4 + i;
-            let (row, column) = (self.first_row + at / self.cols, at % self.cols);
-            let scale = self.scales.values[row / height * across + column / width];
-            *value = (e4m3_to_f32(code) * scale).to_le_bytes();
+        let first = self.first_row * self.cols + offset / 4;
+        for (at, (value, &code)) in (first..).zip(values.iter_mut().zip(&codes)) {
+            *value = expanded(code, self.scales, self.cols, at).to_le_bytes();
         }
         Ok(())
     }
+}
+
+/// The value of element `at` of a whole FP8 matrix of `cols` columns.
+pub(super) fn expanded(code: u8, scales: &BlockScales, cols: usize, at: usize) -> f32 {
+    let [height, width] = scales.block;
+    let (row, column) = (at / cols, at % cols);
+    let across = cols.div_ceil(width);
+    e4m3_to_f32(code) * scales.values[row / height * across + column / width]
 }
 
 /// F32 or F16 read as bf16, to nearest, ties to even.

@@ -6,10 +6,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::float::{e4m3_to_f32, e8m0_to_f32};
+use super::float::e8m0_to_f32;
 use super::folder::{open_inside, read_small_file};
 use super::positioned::read_exact_at;
-use super::rows::{FilePart, TensorRows, TensorSource};
+use super::rows::{FilePart, TensorRows, TensorSource, expanded};
 use super::safetensors::{Entry, Reader, is_float};
 use crate::config::Config;
 use crate::error::{Error, brief_reason, shown};
@@ -236,8 +236,9 @@ impl Source {
         Some(&self.shards[shard].entries[index])
     }
 
-    /// The scales of an FP8 tensor, `[ceil(rows / block[0]), ceil(columns / block[1])]`.
-    fn scales(&self, spec: &TensorSpec) -> Result<Vec<f32>, Error> {
+    /// The scales of an FP8 tensor that was checked.
+    fn block_scales(&self, config: &Config, spec: &TensorSpec) -> Result<BlockScales, Error> {
+        let fp8 = config.fp8.expect("checked against the configuration");
         let (shard, index) = self.places[&scale_name(&spec.name)];
         let reader = &self.shards[shard];
         let entry = &reader.entries[index];
@@ -252,7 +253,10 @@ impl Source {
         } else {
             reader.read_f32(index, &mut scales)?;
         }
-        Ok(scales)
+        Ok(BlockScales {
+            block: fp8.block,
+            values: Arc::from(scales),
+        })
     }
 }
 
@@ -267,24 +271,11 @@ impl TensorSource for Source {
                 ));
             }
         }
-        if differences.is_empty() {
-            return Ok(());
-        }
-        Err(Error::Mismatch {
-            path: self.dir.clone(),
-            differences,
-        })
+        Error::mismatch(&self.dir, differences)
     }
 
     fn check(&self, config: &Config, layout: &Layout) -> Result<(), Error> {
-        let differences = self.differences(config, layout);
-        if differences.is_empty() {
-            return Ok(());
-        }
-        Err(Error::Mismatch {
-            path: self.dir.clone(),
-            differences,
-        })
+        Error::mismatch(&self.dir, self.differences(config, layout))
     }
 
     fn rows(
@@ -306,11 +297,8 @@ impl TensorSource for Source {
         };
         let row_bytes = spec.shape[1..].iter().product::<usize>() * dtype.bytes();
         let offset = entry.start + (first_row * row_bytes) as u64;
-        let scales = match (dtype, config.fp8) {
-            (Dtype::F8E4m3, Some(fp8)) => Some(BlockScales {
-                block: fp8.block,
-                values: Arc::from(self.scales(spec)?),
-            }),
+        let scales = match dtype {
+            Dtype::F8E4m3 => Some(self.block_scales(config, spec)?),
             _ => None,
         };
         let mapped = self.maps.get(shard).map(|map| {
@@ -335,18 +323,12 @@ impl TensorSource for Source {
         if reader.entries[index].dtype != FP8 {
             return reader.read_f32(index, out);
         }
-        let (Some(fp8), [_, columns]) = (config.fp8, &spec.shape[..]) else {
-            unreachable!("checked against the configuration")
-        };
-        let (scales, block, columns) = (self.scales(spec)?, fp8.block, *columns);
-        let across = columns.div_ceil(block[1]);
-        let mut at = 0;
+        let scales = self.block_scales(config, spec)?;
+        let mut values = out.iter_mut().enumerate();
         reader.stream(index, |bytes| {
-            for &bits in bytes {
-                let (row, column) = (at / columns, at % columns);
-                let scale = scales[row / block[0] * across + column / block[1]];
-                out[at] = e4m3_to_f32(bits) * scale;
-                at += 1;
+            // The bytes lead: what leads a `zip` that ends has given one element too many.
+            for (&code, (at, value)) in bytes.iter().zip(values.by_ref()) {
+                *value = expanded(code, &scales, spec.shape[1], at);
             }
         })
     }

@@ -156,9 +156,8 @@ impl<'a> WeightsFile<'a> {
             WeightDtype::Bf16 | WeightDtype::F32 => "F32",
             WeightDtype::Fp8 => panic!("FP8 is written by Checkpoint::export_folder"),
         };
-        let own = layout.tensors.iter().map(|spec| (spec.name.clone(), spec));
-        let named = own.chain(layout.copies());
-        let mut specs: Vec<_> = named
+        let mut specs: Vec<_> = layout
+            .written()
             .map(|(name, spec)| (name, spec, stored(spec)))
             .collect();
         // Wider types first, so that every tensor is aligned to its own element.

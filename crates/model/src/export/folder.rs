@@ -82,7 +82,7 @@ impl<'a> Shards<'a> {
         report: &'a mut Report<'a>,
     ) -> Shards<'a> {
         let mut parts = Vec::new();
-        for spec in &layout.tensors {
+        for (name, spec) in layout.written() {
             let mut add = |name: String, dtype: &str, shape: Vec<usize>, content: Content<'a>| {
                 let dtype = dtype.to_string();
                 parts.push(Part {
@@ -92,7 +92,7 @@ impl<'a> Shards<'a> {
                     content,
                 });
             };
-            let (name, shape) = (spec.name.clone(), spec.shape.clone());
+            let shape = spec.shape.clone();
             if dtype == WeightDtype::Fp8 && fp8::is_quantised(spec) {
                 let scales = fp8::scales_shape(&shape);
                 add(name, "F8_E4M3", shape, Content::Codes(spec.clone()));
@@ -103,15 +103,6 @@ impl<'a> Shards<'a> {
                 let dtype = if exact { "F32" } else { "BF16" };
                 add(name, dtype, shape, Content::Values(spec.clone()));
             }
-        }
-        for (name, spec) in layout.copies() {
-            let exact = dtype == WeightDtype::F32;
-            parts.push(Part {
-                name,
-                dtype: if exact { "F32" } else { "BF16" }.to_string(),
-                shape: spec.shape.clone(),
-                content: Content::Values(spec.clone()),
-            });
         }
         Shards::new(checkpoint, parts, shard_bytes, report)
     }

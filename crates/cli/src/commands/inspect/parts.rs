@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use model::{Config, Layout, StoredTensor};
 use serde::Serialize;
 
-use crate::weights::is_mtp;
-
 /// Some of the tensors together.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Part {
@@ -36,7 +34,7 @@ fn part_of(tensor: &str, config: &Config) -> usize {
     let has = |piece: &str| tensor.contains(piece);
     match () {
         () if tensor.ends_with("_scale_inv") => 9,
-        () if is_mtp(tensor, config) => 8,
+        () if config.is_mtp_tensor(tensor) => 8,
         () if has("embed_tokens") => 0,
         () if has("norm") => 6,
         () if has("self_attn") => 1,
