@@ -246,7 +246,7 @@ impl Source {
         if entry.dtype == "F8_E8M0" {
             let mut at = scales.iter_mut();
             reader.stream(index, |bytes| {
-                for (scale, &bits) in at.by_ref().zip(bytes) {
+                for (&bits, scale) in bytes.iter().zip(at.by_ref()) {
                     *scale = e8m0_to_f32(bits);
                 }
             })?;
