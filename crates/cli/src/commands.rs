@@ -8,6 +8,7 @@ mod generate;
 mod grpo;
 mod inspect;
 mod score;
+mod serve;
 mod sft;
 
 use std::io::Write;
@@ -30,6 +31,8 @@ pub enum Command {
     Eval(eval::Eval),
     /// Complete a prompt
     Generate(generate::Generate),
+    /// Serve a model behind the OpenAI API, with a page to chat with it
+    Serve(serve::Serve),
     /// Log-probabilities, and on request logits, of given texts
     Score(score::Score),
     /// What a model folder or GGUF file holds
@@ -50,6 +53,7 @@ impl Command {
             Command::Grpo(command) => command.run(settings),
             Command::Eval(command) => command.run(settings),
             Command::Generate(command) => command.run(settings),
+            Command::Serve(command) => command.run(settings),
             Command::Score(command) => command.run(settings),
             Command::Inspect(command) => command.run(settings),
             Command::Convert(command) => command.run(settings),

@@ -1,6 +1,6 @@
 //! Tokens out of a model, and what they say.
 
-use engine::{Completion, Engine, EngineConfig, FinishReason, Request};
+use engine::{Completion, Engine, EngineConfig, FinishReason, Request, Speculation};
 use kernels::Cpu;
 use model::Model;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use crate::memory;
 use crate::progress::Progress;
 
 /// Tokens a block of the cache holds.
-const BLOCK_SIZE: usize = 16;
+pub const BLOCK_SIZE: usize = 16;
 /// Sequences decoded at one time; more than this fills the arithmetic already.
 const MAX_SEQUENCES: usize = 128;
 
@@ -37,6 +37,8 @@ pub fn generate(
         max_num_batched_tokens: longest.clamp(1024, 4096),
         block_size: BLOCK_SIZE,
         num_blocks: blocks(model, sequences, longest)?,
+        prefix_caching: false,
+        speculation: Speculation::default(),
     };
     let mut engine = Engine::new(&model.config, sizes)?;
     let mut show = |state: engine::Progress| {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod default_model;
 mod demo;
 mod evaluation;
 mod failure;

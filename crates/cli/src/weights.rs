@@ -22,6 +22,9 @@ pub struct WeightOptions {
     /// Refuse weights that are NaN or infinite instead of warning
     #[arg(long)]
     strict: bool,
+    /// Open multi-token prediction too.
+    #[arg(skip)]
+    mtp: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -65,6 +68,11 @@ impl From<Load> for Loading {
 }
 
 impl WeightOptions {
+    /// The same, and on request for models that guess a token ahead.
+    pub fn with_mtp(self, mtp: bool) -> WeightOptions {
+        WeightOptions { mtp, ..self }
+    }
+
     /// The model, ready to run. Warns of values that are not finite.
     ///
     /// # Errors
@@ -85,7 +93,7 @@ impl WeightOptions {
             numerics,
             weights: self.weights.into(),
             loading: self.load.into(),
-            mtp: false,
+            mtp: self.mtp,
         };
         let checkpoint = folder.take_checkpoint()?;
         let unknown = &folder.config.ignored_keys;
@@ -189,7 +197,7 @@ mod tests {
             numerics: Numerics::new(Precision::Bf16),
             weights,
             loading,
-            mtp: false,
+            mtp: self.mtp,
         }
     }
 

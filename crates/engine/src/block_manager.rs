@@ -22,6 +22,14 @@ impl BlockManager {
         self.free.len()
     }
 
+    pub(crate) fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+
+    pub(crate) fn block_size(&self) -> usize {
+        self.block_size
+    }
+
     /// Blocks that hold `tokens` tokens.
     pub(crate) fn blocks_for(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.block_size)

@@ -1,111 +1,237 @@
 //! The next token of a sequence, from its logits and its own stream of chance.
 //!
-//! The chance law: a token is a function of the row of logits, the request's parameters, and
-//! `Chance::new(seed, Purpose::Sampling).uniform(sequence, position)`, the position counted from
-//! the first generated token. What else is in the batch, and when it is sampled, does not enter.
+//! The chance law: a token is a function of the row of logits, the request's parameters, the tokens
+//! before it where penalties or a constraint look at them, and `Chance::new(seed,
+//! Purpose::Sampling).uniform(sequence, position)`, the position counted from the first generated
+//! token. What else is in the batch, and when it is sampled, does not enter.
 
-use crate::sequence::{SamplingParams, Sequence};
-use kernels::{Backend, Chance, Mat, MatMut, Purpose};
-use std::cmp::Reverse;
+use crate::adjust::finite;
+use crate::filter::{RowSampler, likeliest};
+use crate::output::ScoredToken;
+use crate::params::{LogprobsOf, SamplingParams};
+use crate::sequence::{Adjusted, Sequence};
+use kernels::{Backend, Chance, LogNormalizer, Mat, MatMut, Purpose};
+use std::ops::Range;
 
-/// Logits beyond this are overflow: clamped, and not-a-number to the lower end, so that every row
-/// has a distribution. Over the smallest temperature it still is a finite f32.
-const LARGEST_LOGIT: f32 = 1e30;
-
-/// Ids whose probabilities are summed before their running sum is taken.
-const BLOCK: usize = 64;
-
-/// How many candidates are sorted first; each further round doubles them.
-const FIRST_SORTED: usize = 64;
+/// A row of logits, and the sequence whose next token it is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Due {
+    /// In the logits.
+    pub(crate) row: usize,
+    /// Among the sequences.
+    pub(crate) index: usize,
+}
 
 /// Draws tokens, and records their log-probabilities. It holds nothing but buffers.
 #[derive(Default)]
 pub(crate) struct Sampler {
+    temperatures: Vec<f32>,
+    /// Of each row of logits, at the temperature of its log-probabilities.
+    normalizers: Vec<LogNormalizer>,
+    /// Of each row of logits at temperature 1, where alternatives are asked for.
+    raw: Vec<LogNormalizer>,
+    /// Rows that bias, penalties or constraints changed.
+    changed: Vec<f32>,
+    changed_temperatures: Vec<f32>,
+    changed_normalizers: Vec<LogNormalizer>,
     probabilities: Vec<f32>,
-    entropies: Vec<f32>,
+    plans: Vec<Plan>,
     row: RowSampler,
-    /// Of the sequences of the last call, in order.
-    pub(crate) token_ids: Vec<u32>,
-    /// As [`Completion::logprobs`](crate::Completion::logprobs).
-    pub(crate) logprobs: Vec<f32>,
+    candidates: Vec<u64>,
+    /// Of the last call of [`choose`](Sampler::choose), in order; `None` where no token may follow.
+    pub(crate) chosen: Vec<Option<ScoredToken>>,
+}
+
+/// How one token is chosen.
+struct Plan {
+    due: Due,
+    /// Row of `changed`; `None` takes the model's own.
+    changed: Option<usize>,
+    token_id: u32,
+    is_over: bool,
 }
 
 impl Sampler {
-    /// Samples one token for each of `sequences[due[i]]` from row i of `logits`
-    /// `[due, vocab_size]`.
-    pub(crate) fn sample(
+    /// Prepares for rows `[rows, vocab_size]` of logits; `params` of the sequence of each.
+    pub(crate) fn begin<'a>(
         &mut self,
         backend: &dyn Backend,
         logits: Mat,
-        sequences: &[Sequence],
-        due: &[usize],
+        params: impl Iterator<Item = &'a SamplingParams>,
     ) {
-        assert_eq!(logits.rows, due.len(), "rows of logits");
-        self.token_ids.clear();
-        self.logprobs.clear();
-        self.logprobs.resize(due.len(), 0.0);
-        self.entropies.resize(due.len(), 0.0);
-        let temperature = |i: usize| sequences[due[i]].params.temperature;
-        let mut start = 0;
-        while start < due.len() {
-            // Neighbours of equal temperature share one call of each kernel.
-            let same = (start..due.len()).take_while(|&i| temperature(i) == temperature(start));
-            let run = start..start + same.count();
-            let rows = logits.rows(run.clone());
-            let scored_at = match temperature(start) {
-                0.0 => {
-                    let greedy = run.clone().map(|i| argmax(logits.row(i)));
-                    self.token_ids.extend(greedy);
-                    1.0
-                }
-                temperature => {
-                    self.draw(backend, rows, temperature, sequences, &due[run.clone()]);
-                    temperature
-                }
-            };
-            backend.logprobs(
-                rows,
-                &self.token_ids[run.clone()],
-                scored_at,
-                &mut self.logprobs[run.clone()],
-                &mut self.entropies[run.clone()],
-            );
-            start = run.end;
+        self.temperatures.clear();
+        let mut wants_raw = false;
+        for params in params {
+            let temperature = params.scoring_temperature();
+            wants_raw |= params.top_logprobs > 0 && temperature != 1.0;
+            self.temperatures.push(temperature);
+        }
+        self.normalizers
+            .resize(logits.rows, LogNormalizer::default());
+        backend.log_normalizers(logits, &self.temperatures, &mut self.normalizers);
+        self.raw.clone_from(&self.normalizers);
+        if wants_raw {
+            self.temperatures.fill(1.0);
+            backend.log_normalizers(logits, &self.temperatures, &mut self.raw);
         }
     }
 
-    /// Appends a token for each row, all at one temperature above 0.
-    fn draw(
+    /// Scores row i for `token_ids[i]`, with `tops[i]` alternatives, as the model itself has it.
+    pub(crate) fn score(
         &mut self,
         backend: &dyn Backend,
         logits: Mat,
-        temperature: f32,
-        sequences: &[Sequence],
-        due: &[usize],
+        tokens: impl Iterator<Item = (u32, usize)>,
+        mut take: impl FnMut(usize, ScoredToken),
     ) {
-        let vocab_size = logits.cols;
-        self.probabilities.clear();
-        for i in 0..logits.rows {
-            let finite = |&x: &f32| {
-                if x.is_nan() {
-                    -LARGEST_LOGIT
-                } else {
-                    x.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-                }
-            };
-            self.probabilities.extend(logits.row(i).iter().map(finite));
+        self.temperatures.clear();
+        self.temperatures.resize(logits.rows, 1.0);
+        self.raw.resize(logits.rows, LogNormalizer::default());
+        backend.log_normalizers(logits, &self.temperatures, &mut self.raw);
+        for (row, (token_id, count)) in tokens.enumerate() {
+            let logprob = self.raw[row].logprob(logits.row(row)[token_id as usize]);
+            let top = self.top(logits, row, count);
+            take(
+                row,
+                ScoredToken {
+                    token_id,
+                    logprob,
+                    top,
+                },
+            );
         }
-        backend.softmax(
-            MatMut::new(&mut self.probabilities, vocab_size),
-            temperature,
-        );
-        for (row, &index) in self.probabilities.chunks_mut(vocab_size).zip(due) {
-            let sequence = &sequences[index];
+    }
+
+    fn top(&mut self, logits: Mat, row: usize, count: usize) -> Vec<(u32, f32)> {
+        let (logits, normalizer) = (logits.row(row), self.raw[row]);
+        let ids = likeliest(logits, count, &mut self.candidates);
+        ids.map(|id| (id, normalizer.logprob(logits[id as usize])))
+            .collect()
+    }
+
+    /// Chooses one token for each of `due` from the logits given to [`begin`](Sampler::begin).
+    pub(crate) fn choose(
+        &mut self,
+        backend: &dyn Backend,
+        logits: Mat,
+        due: &[Due],
+        sequences: &mut [Sequence],
+    ) {
+        self.adjust(backend, logits, due, sequences);
+        self.pick(backend, logits, sequences);
+        self.chosen.clear();
+        for i in 0..self.plans.len() {
+            let plan = &self.plans[i];
+            if plan.is_over {
+                self.chosen.push(None);
+                continue;
+            }
+            let Due { row, index } = plan.due;
+            let (token_id, params) = (plan.token_id, &sequences[index].params);
+            let model_s = logits.row(row)[token_id as usize];
+            let logprob = match (params.logprobs, plan.changed) {
+                (LogprobsOf::Sampled, Some(changed)) => {
+                    let logit = self.changed[changed * logits.cols + token_id as usize];
+                    self.changed_normalizers[changed].logprob(logit)
+                }
+                _ => self.normalizers[row].logprob(model_s),
+            };
+            let top = self.top(logits, row, params.top_logprobs);
+            self.chosen.push(Some(ScoredToken {
+                token_id,
+                logprob,
+                top,
+            }));
+        }
+    }
+
+    /// Plans every choice: which row it is from, and whether there is one.
+    fn adjust(
+        &mut self,
+        backend: &dyn Backend,
+        logits: Mat,
+        due: &[Due],
+        sequences: &mut [Sequence],
+    ) {
+        self.plans.clear();
+        self.changed.clear();
+        self.changed_temperatures.clear();
+        for &due in due {
+            let sequence = &mut sequences[due.index];
+            let mut adjusted = Adjusted::Untouched;
+            let start = self.changed.len();
+            if sequence.adjusts() {
+                self.changed.extend_from_slice(logits.row(due.row));
+                adjusted = sequence.adjust(&mut self.changed[start..]);
+            }
+            let mut changed = None;
+            if adjusted == Adjusted::Changed {
+                changed = Some(self.changed_temperatures.len());
+                let temperature = sequence.params.scoring_temperature();
+                self.changed_temperatures.push(temperature);
+            } else {
+                self.changed.truncate(start);
+            }
+            self.plans.push(Plan {
+                due,
+                changed,
+                token_id: 0,
+                is_over: adjusted == Adjusted::Over,
+            });
+        }
+        let rows = self.changed_temperatures.len();
+        self.changed_normalizers
+            .resize(rows, LogNormalizer::default());
+        if rows > 0 {
+            let changed = Mat::new(&self.changed, logits.cols);
+            let (temperatures, out) = (&self.changed_temperatures, &mut self.changed_normalizers);
+            backend.log_normalizers(changed, temperatures, out);
+        }
+    }
+
+    /// Chooses the token of every plan.
+    fn pick(&mut self, backend: &dyn Backend, logits: Mat, sequences: &[Sequence]) {
+        let params = |plan: &Plan| &sequences[plan.due.index].params;
+        let drawn = |plan: &Plan| !plan.is_over && params(plan).temperature > 0.0;
+        self.probabilities.clear();
+        for plan in &mut self.plans {
+            let row = match plan.changed {
+                None => logits.row(plan.due.row),
+                Some(i) => &self.changed[i * logits.cols..(i + 1) * logits.cols],
+            };
+            if drawn(plan) {
+                match plan.changed {
+                    None => self.probabilities.extend(row.iter().map(|&x| finite(x))),
+                    Some(_) => self.probabilities.extend_from_slice(row),
+                }
+            } else {
+                plan.token_id = argmax(row);
+            }
+        }
+        let temperatures = self.plans.iter().filter(|plan| drawn(plan));
+        let temperatures: Vec<f32> = temperatures.map(|plan| params(plan).temperature).collect();
+        softmax(backend, &mut self.probabilities, logits.cols, &temperatures);
+        let rows = self.probabilities.chunks_mut(logits.cols);
+        let plans = self.plans.iter_mut().filter(|plan| drawn(plan));
+        for (plan, row) in plans.zip(rows) {
+            let sequence = &sequences[plan.due.index];
             let chance = Chance::new(sequence.params.seed, Purpose::Sampling);
             let uniform = chance.uniform(sequence.sequence, sequence.num_sampled() as u32);
-            self.token_ids
-                .push(self.row.choose(row, &sequence.params, uniform));
+            plan.token_id = self.row.choose(row, &sequence.params, uniform);
         }
+    }
+}
+
+/// Rows of logits become probabilities, each at its temperature. Neighbours of equal temperature
+/// share a call.
+fn softmax(backend: &dyn Backend, rows: &mut [f32], vocab_size: usize, temperatures: &[f32]) {
+    let mut start = 0;
+    while let Some(&temperature) = temperatures.get(start) {
+        let rest = temperatures[start..].iter();
+        let same = rest.take_while(|&&other| other == temperature).count();
+        let run: Range<usize> = start * vocab_size..(start + same) * vocab_size;
+        backend.softmax(MatMut::new(&mut rows[run], vocab_size), temperature);
+        start += same;
     }
 }
 
@@ -120,159 +246,12 @@ fn argmax(logits: &[f32]) -> u32 {
     best.1
 }
 
-/// Chooses from one row of probabilities.
-#[derive(Default)]
-struct RowSampler {
-    /// Candidates as [`rank`]s.
-    candidates: Vec<u64>,
-    /// Sum of the probabilities up to the end of each block of ids.
-    running_sums: Vec<f64>,
-}
-
-impl RowSampler {
-    /// The token at `uniform` in [0, 1) of the distribution that top-k, top-p and min-p leave. What
-    /// they drop becomes 0 in `row`.
-    fn choose(&mut self, row: &mut [f32], params: &SamplingParams, uniform: f64) -> u32 {
-        let drops_some = params.top_k > 0 && params.top_k < row.len();
-        if drops_some || params.top_p < 1.0 || params.min_p > 0.0 {
-            let lowest = self.lowest_kept(row, params);
-            for (id, p) in row.iter_mut().enumerate() {
-                if rank(*p, id) < lowest {
-                    *p = 0.0;
-                }
-            }
-        }
-        self.invert_cdf(row, uniform)
-    }
-
-    /// The rank of the last candidate kept. All three filters keep a prefix of the candidates in
-    /// descending order, so together they keep the shortest.
-    fn lowest_kept(&mut self, row: &[f32], params: &SamplingParams) -> u64 {
-        let candidates = &mut self.candidates;
-        candidates.clear();
-        candidates.extend(row.iter().enumerate().map(|(id, &p)| rank(p, id)));
-        let limit = match params.top_k {
-            0 => row.len(),
-            top_k => top_k.min(row.len()),
-        };
-        let mut sorted = 0;
-        let wanted = if params.top_p == 1.0 {
-            f64::INFINITY
-        } else if limit == row.len() {
-            f64::from(params.top_p) * row.iter().map(|&p| f64::from(p)).sum::<f64>()
-        } else {
-            sort_up_to(candidates, &mut sorted, limit);
-            f64::from(params.top_p)
-                * candidates[..limit]
-                    .iter()
-                    .map(|&c| probability(c))
-                    .sum::<f64>()
-        };
-        let mut least = 0.0;
-        let (mut count, mut sum) = (0, 0.0);
-        while count < limit && sum < wanted {
-            sort_up_to(candidates, &mut sorted, count + 1);
-            let p = probability(candidates[count]);
-            if count == 0 {
-                least = f64::from(params.min_p) * p;
-            } else if p < least {
-                break;
-            }
-            sum += p;
-            count += 1;
-        }
-        candidates[count.max(1) - 1]
-    }
-
-    /// The first id up to which the probabilities sum to more than `uniform` times their total.
-    ///
-    /// Sums are f64 in the order of ids, whole blocks first; so long as some probability is above
-    /// 0, one above 0 is chosen.
-    fn invert_cdf(&mut self, row: &[f32], uniform: f64) -> u32 {
-        self.running_sums.clear();
-        let mut total = 0.0;
-        for block in row.chunks(BLOCK) {
-            total += block_sum(block);
-            self.running_sums.push(total);
-        }
-        // Below the total even after rounding, as `uniform` is at most 1 - 2^-53.
-        let target = uniform * total;
-        let block = self.running_sums.partition_point(|&sum| sum <= target);
-        let block = block.min(self.running_sums.len() - 1);
-        let mut sum = if block == 0 {
-            0.0
-        } else {
-            self.running_sums[block - 1]
-        };
-        let first = block * BLOCK;
-        let mut chosen = first;
-        for (id, &p) in (first..).zip(row[first..].iter().take(BLOCK)) {
-            // The two ways to sum a block may round apart: then its last possible id stands.
-            if p > 0.0 {
-                chosen = id;
-                sum += f64::from(p);
-                if sum > target {
-                    break;
-                }
-            }
-        }
-        chosen as u32
-    }
-}
-
-/// Sum in eight chains, which vector units can keep apart.
-fn block_sum(block: &[f32]) -> f64 {
-    let mut lanes = [0.0; 8];
-    let (eights, rest) = block.as_chunks::<8>();
-    for eight in eights {
-        for (lane, &p) in lanes.iter_mut().zip(eight) {
-            *lane += f64::from(p);
-        }
-    }
-    for (lane, &p) in lanes.iter_mut().zip(rest) {
-        *lane += f64::from(p);
-    }
-    let [a, b, c, d, e, f, g, h] = lanes;
-    ((a + b) + (c + d)) + ((e + f) + (g + h))
-}
-
-/// Orders candidates by probability, then by lower id: the bits of floats that are not negative
-/// are ordered as the floats are.
-fn rank(probability: f32, id: usize) -> u64 {
-    u64::from(probability.to_bits()) << 32 | u64::from(!(id as u32))
-}
-
-fn probability(rank: u64) -> f64 {
-    f64::from(f32::from_bits((rank >> 32) as u32))
-}
-
-/// Brings at least the first `wanted` candidates into descending order, of which the first `sorted`
-/// are so already. Doubling keeps the work near-linear when few are wanted of a large vocabulary.
-fn sort_up_to(candidates: &mut [u64], sorted: &mut usize, wanted: usize) {
-    if wanted <= *sorted {
-        return;
-    }
-    let end = wanted
-        .max(2 * *sorted)
-        .max(FIRST_SORTED)
-        .min(candidates.len());
-    let rest = &mut candidates[*sorted..];
-    let count = end - *sorted;
-    if count < rest.len() {
-        rest.select_nth_unstable_by_key(count - 1, |&c| Reverse(c));
-    }
-    rest[..count].sort_unstable_by_key(|&c| Reverse(c));
-    *sorted = end;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sequence::Request;
+    use crate::filter::tests::naive_kept;
+    use crate::request::{Request, SequenceId};
     use kernels::{Cpu, Isa};
-
-    /// The draw just below 1.
-    const LARGEST_UNIFORM: f64 = 1.0 - f64::EPSILON / 2.0;
 
     fn sequence(sequence: u64, params: SamplingParams) -> Sequence {
         let prompt = vec![0];
@@ -281,11 +260,30 @@ mod tests {
             prompt,
             params,
         };
-        Sequence::new(request, 0)
+        Sequence::new(request.into(), SequenceId(0))
     }
 
-    fn cpu() -> Cpu {
-        Cpu::new(2, Isa::best())
+    fn scored(token_id: u32) -> ScoredToken {
+        ScoredToken {
+            token_id,
+            logprob: 0.0,
+            top: Vec::new(),
+        }
+    }
+
+    /// One token of each sequence, row by row.
+    fn sample(logits: Mat, sequences: &mut [Sequence]) -> Vec<ScoredToken> {
+        let (cpu, mut sampler) = (Cpu::new(2, Isa::best()), Sampler::default());
+        let due: Vec<Due> = (0..sequences.len())
+            .map(|i| Due { row: i, index: i })
+            .collect();
+        sampler.begin(
+            &cpu,
+            logits,
+            sequences.iter().map(|sequence| &sequence.params),
+        );
+        sampler.choose(&cpu, logits, &due, sequences);
+        sampler.chosen.into_iter().flatten().collect()
     }
 
     fn random_logits(seed: u64, n: usize) -> Vec<f32> {
@@ -293,93 +291,6 @@ mod tests {
         (0..n)
             .map(|i| 3.0 * chance.normal(1, i as u32) as f32)
             .collect()
-    }
-
-    /// Probabilities that often tie, and often are 0.
-    fn random_probabilities(seed: u64, n: usize) -> Vec<f32> {
-        let mut draw = Chance::new(seed, Purpose::Problem).draws(2);
-        let weights: Vec<u64> = (0..n).map(|_| draw(6) * draw(4)).collect();
-        let total = weights.iter().sum::<u64>().max(1) as f32;
-        let mut row: Vec<f32> = weights.iter().map(|&w| w as f32 / total).collect();
-        row[draw(n as u64) as usize] += 0.01;
-        row
-    }
-
-    /// Which ids the filters keep, by the words of their definition: a full sort, then one filter
-    /// after the other on what the one before left.
-    fn naive_kept(row: &[f32], params: &SamplingParams) -> Vec<usize> {
-        let mut ids: Vec<usize> = (0..row.len()).collect();
-        ids.sort_by(|&a, &b| row[b].partial_cmp(&row[a]).unwrap().then(a.cmp(&b)));
-        if params.top_k > 0 {
-            ids.truncate(params.top_k);
-        }
-        if params.top_p < 1.0 {
-            let mass: f64 = ids.iter().map(|&id| f64::from(row[id])).sum();
-            let share = |n: usize| -> f64 {
-                ids[..n].iter().map(|&id| f64::from(row[id])).sum::<f64>() / mass
-            };
-            let fewest = (1..=ids.len()).find(|&n| share(n) >= f64::from(params.top_p));
-            ids.truncate(fewest.unwrap_or(ids.len()));
-        }
-        let most = f64::from(row[ids[0]]);
-        ids.retain(|&id| f64::from(row[id]) >= f64::from(params.min_p) * most);
-        ids.sort_unstable();
-        ids
-    }
-
-    #[test]
-    fn filters_keep_what_their_definition_keeps() {
-        let sizes = [1, 5, 63, 64, 65, 200, 700];
-        let mut row_sampler = RowSampler::default();
-        for seed in 0..600 {
-            let mut draw = Chance::new(seed, Purpose::Problem).draws(3);
-            let n = sizes[draw(sizes.len() as u64) as usize];
-            let row = random_probabilities(seed, n);
-            let params = SamplingParams {
-                top_k: draw(2) as usize * draw(n as u64 + 2) as usize,
-                top_p: [1.0, 0.999, 0.9, 0.5, 0.1, 1e-6][draw(6) as usize],
-                min_p: [0.0, 0.01, 0.3, 0.7, 1.0][draw(5) as usize],
-                ..SamplingParams::default()
-            };
-            let mut left = row.clone();
-            row_sampler.choose(&mut left, &params, 0.5);
-            let kept = naive_kept(&row, &params);
-            for id in 0..n {
-                let wanted = if kept.contains(&id) { row[id] } else { 0.0 };
-                assert_eq!(left[id], wanted, "seed {seed}, id {id}, {params:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn inverse_cdf_is_the_first_id_past_the_draw() {
-        let mut row_sampler = RowSampler::default();
-        for seed in 0..400 {
-            let mut draw = Chance::new(seed, Purpose::Problem).draws(4);
-            let row = random_probabilities(seed, 1 + draw(300) as usize);
-            let uniform = draw(1 << 53) as f64 / (1u64 << 53) as f64;
-            let chosen = row_sampler.invert_cdf(&row, uniform) as usize;
-            let total: f64 = row.iter().map(|&p| f64::from(p)).sum();
-            let before: f64 = row[..chosen].iter().map(|&p| f64::from(p)).sum();
-            let target = uniform * total;
-            let after = before + f64::from(row[chosen]);
-            assert!(before <= target + 1e-12, "seed {seed}: {before} {target}");
-            assert!(after > target - 1e-12, "seed {seed}: {after} {target}");
-        }
-    }
-
-    #[test]
-    fn a_draw_on_the_boundary_belongs_to_the_next_id() {
-        let mut row_sampler = RowSampler::default();
-        assert_eq!(row_sampler.invert_cdf(&[0.5, 0.0, 0.5], 0.5), 2);
-        let even = [1.0 / 256.0; 256];
-        for id in 0..256 {
-            let uniform = f64::from(id) / 256.0;
-            assert_eq!(row_sampler.invert_cdf(&even, uniform), id);
-        }
-        let mut late = [0.0; 200];
-        late[150] = 1.0;
-        assert_eq!(row_sampler.invert_cdf(&late, 0.0), 150);
     }
 
     /// The chance law to the letter: seed, sequence number, and position among generated tokens.
@@ -397,10 +308,10 @@ mod tests {
                     ..SamplingParams::default()
                 },
             };
-            let mut sequence = Sequence::new(request, 3);
-            (0..position).for_each(|_| sequence.push(1, 0.0));
-            let mut sampler = Sampler::default();
-            sampler.sample(&cpu(), Mat::new(&row, vocab_size), &[sequence], &[0]);
+            let mut sequence = Sequence::new(request.into(), SequenceId(3));
+            (0..position).for_each(|_| sequence.push(scored(1)));
+            let logits = Mat::new(&row, vocab_size);
+            let chosen = sample(logits, &mut [sequence]);
             let uniform = Chance::new(9, Purpose::Sampling).uniform(1 << 40, position);
             let weights: Vec<f64> = row.iter().map(|&x| f64::from(x).exp()).collect();
             let target = uniform * weights.iter().sum::<f64>();
@@ -410,20 +321,7 @@ mod tests {
                 sum > target
             };
             let expected = weights.iter().position(past).unwrap() as u32;
-            assert_eq!(sampler.token_ids, [expected], "position {position}");
-        }
-    }
-
-    #[test]
-    fn extreme_draws_never_choose_the_impossible() {
-        let mut row_sampler = RowSampler::default();
-        for seed in 0..400 {
-            let row = random_probabilities(seed, 1 + seed as usize);
-            let first = row.iter().position(|&p| p > 0.0).unwrap() as u32;
-            let last = row.iter().rposition(|&p| p > 0.0).unwrap() as u32;
-            assert_eq!(row_sampler.invert_cdf(&row, 0.0), first, "seed {seed}");
-            let chosen = row_sampler.invert_cdf(&row, LARGEST_UNIFORM);
-            assert_eq!(chosen, last, "seed {seed}");
+            assert_eq!(chosen[0].token_id, expected, "position {position}");
         }
     }
 
@@ -447,15 +345,12 @@ mod tests {
             let as_f32: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
             let kept = naive_kept(&as_f32, &params);
             let total: f64 = kept.iter().map(|&id| weights[id]).sum();
-            let sequences: Vec<Sequence> =
+            let mut sequences: Vec<Sequence> =
                 (0..samples).map(|i| sequence(i, params.clone())).collect();
-            let due: Vec<usize> = (0..samples as usize).collect();
             let logits = row.repeat(samples as usize);
-            let mut sampler = Sampler::default();
-            sampler.sample(&cpu(), Mat::new(&logits, vocab_size), &sequences, &due);
             let mut counts = vec![0.0; vocab_size];
-            for &id in &sampler.token_ids {
-                counts[id as usize] += 1.0;
+            for token in sample(Mat::new(&logits, vocab_size), &mut sequences) {
+                counts[token.token_id as usize] += 1.0;
             }
             let mut statistic = 0.0;
             for id in 0..vocab_size {
@@ -480,7 +375,7 @@ mod tests {
         let (rows, vocab_size) = (40, 130);
         let logits = random_logits(6, rows * vocab_size);
         let mut draw = Chance::new(7, Purpose::Problem).draws(5);
-        let sequences: Vec<Sequence> = (0..rows as u64)
+        let mut sequences: Vec<Sequence> = (0..rows as u64)
             .map(|i| {
                 let params = SamplingParams {
                     temperature: [0.0, 0.7, 0.7, 1.0][draw(4) as usize],
@@ -492,32 +387,20 @@ mod tests {
                 sequence(i, params)
             })
             .collect();
-        let due: Vec<usize> = (0..rows).collect();
-        let mut together = Sampler::default();
-        together.sample(&cpu(), Mat::new(&logits, vocab_size), &sequences, &due);
-        let mut alone = Sampler::default();
+        let together = sample(Mat::new(&logits, vocab_size), &mut sequences);
         for i in (0..rows).rev() {
             let row = &logits[i * vocab_size..(i + 1) * vocab_size];
-            alone.sample(&cpu(), Mat::new(row, vocab_size), &sequences, &[i]);
-            assert_eq!(alone.token_ids, [together.token_ids[i]], "row {i}");
-            assert_eq!(
-                alone.logprobs[0].to_bits(),
-                together.logprobs[i].to_bits(),
-                "row {i}"
-            );
+            let alone = sample(Mat::new(row, vocab_size), &mut sequences[i..=i]);
+            assert_eq!(alone[0], together[i], "row {i}");
             let temperature = match sequences[i].params.temperature {
                 0.0 => 1.0,
                 temperature => f64::from(temperature),
             };
             let scaled = |x: f32| f64::from(x) / temperature;
             let total: f64 = row.iter().map(|&x| scaled(x).exp()).sum();
-            let logprob = scaled(row[alone.token_ids[0] as usize]) - total.ln();
-            let difference = (logprob - f64::from(alone.logprobs[0])).abs();
-            assert!(
-                difference < 1e-5,
-                "row {i}: {logprob} {}",
-                alone.logprobs[0]
-            );
+            let logprob = scaled(row[alone[0].token_id as usize]) - total.ln();
+            let difference = (logprob - f64::from(alone[0].logprob)).abs();
+            assert!(difference < 1e-5, "row {i}: {logprob} {}", alone[0].logprob);
         }
     }
 
@@ -548,15 +431,13 @@ mod tests {
                     top_p,
                     ..SamplingParams::default()
                 };
-                let sequences = [sequence(3, params)];
-                let mut sampler = Sampler::default();
-                sampler.sample(&cpu(), Mat::new(&row, 4), &sequences, &[0]);
+                let chosen = sample(Mat::new(&row, 4), &mut [sequence(3, params)]);
                 // A temperature without end makes even the impossible possible.
                 if temperature < f32::MAX {
                     assert!(
-                        possible.contains(&sampler.token_ids[0]),
+                        possible.contains(&chosen[0].token_id),
                         "{row:?} at {temperature}: {:?}",
-                        sampler.token_ids
+                        chosen[0]
                     );
                 }
             }

@@ -6,6 +6,7 @@
 //! the old only, so the oldest sequence always advances and none starves.
 
 use crate::block_manager::BlockManager;
+use crate::request::SequenceId;
 use crate::sequence::Sequence;
 use std::collections::VecDeque;
 
@@ -27,6 +28,7 @@ pub(crate) struct Scheduler {
     max_num_batched_tokens: usize,
     chunks: Vec<Chunk>,
     num_preemptions: u64,
+    prompt_tokens: u64,
 }
 
 impl Scheduler {
@@ -43,12 +45,38 @@ impl Scheduler {
             max_num_batched_tokens,
             chunks: Vec::new(),
             num_preemptions: 0,
+            prompt_tokens: 0,
         }
     }
 
     /// Takes a sequence that the whole cache can hold.
     pub(crate) fn add(&mut self, sequence: Sequence) {
         self.waiting.push_back(sequence);
+    }
+
+    /// Forgets a sequence and takes back its blocks. False if it is not there.
+    pub(crate) fn cancel(&mut self, id: SequenceId) -> bool {
+        let mut gone = match self
+            .running
+            .binary_search_by_key(&id, |sequence| sequence.id)
+        {
+            Ok(index) => Some(self.running.remove(index)),
+            Err(_) => match self
+                .waiting
+                .binary_search_by_key(&id, |sequence| sequence.id)
+            {
+                Ok(index) => self.waiting.remove(index),
+                Err(_) => None,
+            },
+        };
+        if let Some(sequence) = &mut gone {
+            self.blocks.release(&mut sequence.block_table);
+        }
+        gone.is_some()
+    }
+
+    pub(crate) fn prompt_tokens(&self) -> u64 {
+        self.prompt_tokens
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -159,6 +187,9 @@ impl Scheduler {
             let mut sequence = self.waiting.pop_front().expect("it was looked at above");
             let granted = self.blocks.grow(&mut sequence.block_table, length);
             assert!(granted, "blocks were counted above");
+            if sequence.cached_tokens.replace(0).is_none() {
+                self.prompt_tokens += length as u64;
+            }
             let tokens = length.min(*budget);
             self.chunks.push(Chunk {
                 index: self.running.len(),
@@ -190,7 +221,9 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sequence::{Request, SamplingParams};
+    use crate::output::ScoredToken;
+    use crate::params::SamplingParams;
+    use crate::request::Request;
     use kernels::{Chance, Purpose};
 
     fn sequence(arrival: u64, prompt_tokens: usize, max_tokens: usize) -> Sequence {
@@ -204,7 +237,7 @@ mod tests {
             prompt,
             params,
         };
-        Sequence::new(request, arrival)
+        Sequence::new(request.into(), SequenceId(arrival))
     }
 
     fn scheduler(num_blocks: usize, block_size: usize, seqs: usize, tokens: usize) -> Scheduler {
@@ -217,7 +250,11 @@ mod tests {
         for chunk in scheduler.chunks.clone() {
             let sequence = &mut scheduler.running[chunk.index];
             if sequence.num_uncomputed() == 0 {
-                sequence.push(sequence.num_sampled() as u32, 0.0);
+                sequence.push(ScoredToken {
+                    token_id: sequence.num_sampled() as u32,
+                    logprob: 0.0,
+                    top: Vec::new(),
+                });
             }
         }
         scheduler.retire()
@@ -266,7 +303,7 @@ mod tests {
             scheduler.schedule();
             if scheduler.num_preemptions() > before {
                 let victim = &scheduler.waiting[0];
-                assert_eq!((victim.arrival, victim.num_computed), (1, 0));
+                assert_eq!((victim.id.0, victim.num_computed), (1, 0));
                 assert!(victim.block_table.is_empty());
                 preempted_with = Some(victim.num_sampled());
             }
@@ -276,7 +313,7 @@ mod tests {
             "nothing was preempted: {preempted_with:?}"
         );
         for (arrival, sequence) in finished.into_iter().enumerate() {
-            assert_eq!(sequence.arrival, arrival as u64);
+            assert_eq!(sequence.id.0, arrival as u64);
             assert_eq!(sequence.into_completion().token_ids, [0, 1, 2, 3, 4]);
         }
         assert_eq!(scheduler.blocks.num_free(), 4);
@@ -310,10 +347,7 @@ mod tests {
             "seed {seed}"
         );
         let all = scheduler.running.iter().chain(&scheduler.waiting);
-        assert!(
-            all.map(|sequence| sequence.arrival).is_sorted(),
-            "seed {seed}"
-        );
+        assert!(all.map(|sequence| sequence.id).is_sorted(), "seed {seed}");
         assert!(
             scheduler.chunks.iter().any(|chunk| chunk.index == 0),
             "seed {seed}: the oldest sequence stands still"

@@ -1,123 +1,31 @@
-//! A request on its way to becoming a completion.
+//! A request under way: its tokens, and how far the cache holds them.
 
-use crate::error::Error;
+use crate::adjust::{TokenCounts, mask};
+use crate::output::{Completion, FinishReason, Output, PromptOutcome, ScoredToken};
+use crate::params::SamplingParams;
+use crate::request::{Allowed, Constraint, SequenceId, Submission};
 
-/// Smallest temperature above 0: below, logits over temperature leave the range of f32.
-const SMALLEST_TEMPERATURE: f32 = 1e-5;
-
-/// How the next token is chosen. The default is plain sampling at temperature 1.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SamplingParams {
-    /// Divides the logits. 0 takes the likeliest token, the lowest id on ties.
-    pub temperature: f32,
-    /// Of the tokens that `top_k` leaves, keep the fewest likeliest ones whose share of the
-    /// probability reaches this. 1 keeps all.
-    pub top_p: f32,
-    /// Keep this many of the likeliest tokens, lower ids first on ties. 0 keeps all.
-    pub top_k: usize,
-    /// Drop tokens less likely than this times the likeliest. 0 drops none.
-    pub min_p: f32,
-    /// Tokens to generate at most.
-    pub max_tokens: usize,
-    /// Generation ends with the first of these; it is part of the completion.
-    pub stop_token_ids: Vec<u32>,
-    /// With the request's sequence number and the position it determines every draw.
-    pub seed: u64,
-}
-
-impl Default for SamplingParams {
-    fn default() -> SamplingParams {
-        SamplingParams {
-            temperature: 1.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            max_tokens: 16,
-            stop_token_ids: Vec::new(),
-            seed: 0,
-        }
-    }
-}
-
-impl SamplingParams {
-    /// Checks every range; `sequence` is for the message alone.
-    pub(crate) fn validate(&self, sequence: u64) -> Result<(), Error> {
-        let temperature = self.temperature;
-        let warm = temperature.is_finite() && temperature >= SMALLEST_TEMPERATURE;
-        let checks = [
-            (
-                "temperature",
-                temperature.to_string(),
-                temperature == 0.0 || warm,
-                "0 (the likeliest token always) or a finite number of at least 0.00001",
-            ),
-            (
-                "top_p",
-                self.top_p.to_string(),
-                self.top_p > 0.0 && self.top_p <= 1.0,
-                "above 0 and at most 1",
-            ),
-            (
-                "min_p",
-                self.min_p.to_string(),
-                (0.0..=1.0).contains(&self.min_p),
-                "from 0 to 1",
-            ),
-            (
-                "max_tokens",
-                self.max_tokens.to_string(),
-                self.max_tokens > 0,
-                "at least 1",
-            ),
-        ];
-        match checks.into_iter().find(|(_, _, good, _)| !good) {
-            None => Ok(()),
-            Some((field, value, _, allowed)) => Err(Error::SamplingParams {
-                sequence,
-                field,
-                value,
-                allowed,
-            }),
-        }
-    }
-}
-
-/// A prompt to be continued.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Request {
-    /// Names its stream of chance: the same number, seed and prompt give the same completion.
-    pub sequence: u64,
-    pub prompt: Vec<u32>,
-    pub params: SamplingParams,
-}
-
-/// Why a completion ended.
+/// What became of a row of logits before it is a distribution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FinishReason {
-    /// With one of its stop tokens.
-    Stop,
-    /// With `max_tokens` tokens.
-    Length,
-}
-
-/// What was generated for a request.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Completion {
-    /// The request's number.
-    pub sequence: u64,
-    /// The stop token included.
-    pub token_ids: Vec<u32>,
-    /// Of each token in nats, after temperature (1 when greedy) and before top-k, top-p and min-p.
-    pub logprobs: Vec<f32>,
-    pub finish_reason: FinishReason,
+pub(crate) enum Adjusted {
+    /// It is the model's own.
+    Untouched,
+    /// It was changed: all logits are finite, but minus infinity where not allowed.
+    Changed,
+    /// No token may follow.
+    Over,
 }
 
 /// A request under way: its tokens, and how far the cache holds them.
 pub(crate) struct Sequence {
-    /// Position among all requests the engine ever took; the smaller the older.
-    pub(crate) arrival: u64,
+    pub(crate) id: SequenceId,
     pub(crate) sequence: u64,
     pub(crate) params: SamplingParams,
+    pub(crate) client: u64,
+    pub(crate) cache_salt: u64,
+    pub(crate) prompt_logprobs: Option<usize>,
+    constraint: Option<Box<dyn Constraint>>,
+    counts: TokenCounts,
     /// Prompt and sampled tokens.
     pub(crate) token_ids: Vec<u32>,
     pub(crate) num_prompt_tokens: usize,
@@ -125,21 +33,43 @@ pub(crate) struct Sequence {
     pub(crate) num_computed: usize,
     /// Blocks of the cache, oldest positions first.
     pub(crate) block_table: Vec<u32>,
+    /// Of the prompt's tokens from the second on, as far as they are known.
+    prompt_scores: Vec<ScoredToken>,
+    /// How many of them are known, reported ones included.
+    num_scored: usize,
+    /// Tokens found in the prefix cache; `None` until the sequence first runs.
+    pub(crate) cached_tokens: Option<usize>,
     logprobs: Vec<f32>,
+    /// Tokens of this step.
+    fresh: Vec<ScoredToken>,
+    was_reported: bool,
     pub(crate) finish_reason: Option<FinishReason>,
 }
 
 impl Sequence {
-    pub(crate) fn new(request: Request, arrival: u64) -> Sequence {
+    pub(crate) fn new(submission: Submission, id: SequenceId) -> Sequence {
+        let request = submission.request;
+        let mut params = request.params;
+        params.logit_bias.sort_unstable_by_key(|&(id, _)| id);
         Sequence {
-            arrival,
+            id,
             sequence: request.sequence,
-            params: request.params,
+            counts: TokenCounts::new(&params, &request.prompt),
+            params,
+            client: submission.client,
+            cache_salt: submission.cache_salt,
+            prompt_logprobs: submission.prompt_logprobs,
+            constraint: submission.constraint,
             num_prompt_tokens: request.prompt.len(),
             token_ids: request.prompt,
             num_computed: 0,
             block_table: Vec::new(),
+            prompt_scores: Vec::new(),
+            num_scored: 0,
+            cached_tokens: None,
             logprobs: Vec::new(),
+            fresh: Vec::new(),
+            was_reported: false,
             finish_reason: None,
         }
     }
@@ -153,15 +83,83 @@ impl Sequence {
         self.token_ids.len() - self.num_prompt_tokens
     }
 
-    /// Takes a sampled token, and notes whether it was the last.
-    pub(crate) fn push(&mut self, token_id: u32, logprob: f32) {
+    /// Positions of the prompt whose next token is to be scored still.
+    pub(crate) fn unscored(&self) -> std::ops::Range<usize> {
+        match self.prompt_logprobs {
+            None => 0..0,
+            Some(_) => self.num_scored..self.num_prompt_tokens - 1,
+        }
+    }
+
+    /// Takes the score of the next prompt token.
+    pub(crate) fn push_prompt_score(&mut self, score: ScoredToken) {
+        self.prompt_scores.push(score);
+        self.num_scored += 1;
+    }
+
+    /// Whether the row of logits before the next token may be other than the model's.
+    pub(crate) fn adjusts(&self) -> bool {
+        self.constraint.is_some() || self.params.adjusts()
+    }
+
+    /// Changes a row of logits as the parameters and the constraint want it before the next token
+    /// is chosen. Called once for each token.
+    pub(crate) fn adjust(&mut self, row: &mut [f32]) -> Adjusted {
+        let allowed = match &mut self.constraint {
+            None => Allowed::Any,
+            Some(constraint) => constraint.allowed(),
+        };
+        if allowed == Allowed::Any && !self.params.adjusts() {
+            return Adjusted::Untouched;
+        }
+        self.counts.adjust(&self.params, row);
+        if mask(allowed, row) {
+            Adjusted::Changed
+        } else {
+            Adjusted::Over
+        }
+    }
+
+    /// Takes a chosen token, and notes whether it was the last.
+    pub(crate) fn push(&mut self, token: ScoredToken) {
+        let token_id = token.token_id;
         self.token_ids.push(token_id);
-        self.logprobs.push(logprob);
+        self.logprobs.push(token.logprob);
+        self.fresh.push(token);
+        if self.params.penalizes() {
+            self.counts.add(token_id);
+        }
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token_id);
+        }
         if self.params.stop_token_ids.contains(&token_id) {
             self.finish_reason = Some(FinishReason::Stop);
         } else if self.num_sampled() >= self.params.max_tokens {
             self.finish_reason = Some(FinishReason::Length);
         }
+    }
+
+    /// Ends here, without a further token.
+    pub(crate) fn finish(&mut self, reason: FinishReason) {
+        self.finish_reason = Some(reason);
+    }
+
+    /// Takes what this step gave, if it gave anything.
+    pub(crate) fn take_output(&mut self) -> Option<Output> {
+        if self.fresh.is_empty() && self.finish_reason.is_none() {
+            return None;
+        }
+        let prompt = (!self.was_reported).then(|| PromptOutcome {
+            cached_tokens: self.cached_tokens.unwrap_or(0),
+            logprobs: std::mem::take(&mut self.prompt_scores),
+        });
+        self.was_reported = true;
+        Some(Output {
+            id: self.id,
+            prompt,
+            tokens: std::mem::take(&mut self.fresh),
+            finish_reason: self.finish_reason,
+        })
     }
 
     /// # Panics

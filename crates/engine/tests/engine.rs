@@ -3,9 +3,16 @@
 
 use engine::{
     Completion, Engine, EngineConfig, Error, FinishReason, Progress, Request, SamplingParams,
+    Speculation,
 };
 use kernels::{Backend, Chance, Cpu, Isa, Precision, Purpose};
 use model::{Activations, Batch, Config, Model, Numerics, Targets};
+
+const PLAIN: Speculation = Speculation {
+    prompt_lookup: 0,
+    mtp: false,
+    max_num_seqs: 0,
+};
 
 /// Roomy: every request runs at once, whole prompts in one batch, and nothing is preempted.
 const ROOMY: EngineConfig = EngineConfig {
@@ -13,6 +20,8 @@ const ROOMY: EngineConfig = EngineConfig {
     max_num_batched_tokens: 4096,
     block_size: 16,
     num_blocks: 1024,
+    prefix_caching: false,
+    speculation: PLAIN,
 };
 
 /// One dense layer and one of four experts; weights large enough that distributions are not flat.
@@ -53,6 +62,7 @@ fn requests(seed: u64, count: u64) -> Vec<Request> {
                 max_tokens: 1 + draw(30) as usize,
                 stop_token_ids: (0..draw(3)).map(|_| draw(64) as u32).collect(),
                 seed: draw(2),
+                ..SamplingParams::default()
             },
         }
     };
@@ -70,9 +80,9 @@ fn generate(
     let completions = engine
         .generate(model, backend, requests.to_vec(), &mut |_| {})
         .expect("valid requests");
-    assert_eq!(engine.num_free_blocks(), sizes.num_blocks, "{sizes:?}");
+    assert_eq!(engine.stats().free_blocks, sizes.num_blocks, "{sizes:?}");
     assert!(engine.is_idle());
-    (completions, engine.num_preemptions())
+    (completions, engine.stats().preemptions)
 }
 
 /// Each request by itself in an engine of its own.
@@ -184,6 +194,7 @@ fn batched_chunked_paged_and_preempted_are_as_alone() {
                 max_num_batched_tokens: [1, 2, 5, 17, 64, 1000][draw(6) as usize],
                 block_size,
                 num_blocks,
+                ..ROOMY
             };
             let (completions, preemptions) = generate(&model, &backend, sizes, &requests);
             let what = format!("trial {trial}, {precision:?}, {sizes:?}");
@@ -202,6 +213,7 @@ fn threads_and_instruction_sets_are_as_one() {
         max_num_batched_tokens: 23,
         block_size: 5,
         num_blocks: 30,
+        ..ROOMY
     };
     for precision in [Precision::F32, Precision::Bf16] {
         let portable = Cpu::new(1, Isa::Portable);
@@ -229,6 +241,7 @@ fn requests_may_arrive_at_any_time() {
         max_num_batched_tokens: 32,
         block_size: 4,
         num_blocks: 30,
+        ..ROOMY
     };
     let mut engine = Engine::new(&model.config, sizes).expect("valid sizes");
     let mut draw = Chance::new(7, Purpose::Problem).draws(0);
@@ -240,7 +253,7 @@ fn requests_may_arrive_at_any_time() {
         }
         completions.extend(engine.step(&model, &backend));
         if engine.is_idle() {
-            assert_eq!(engine.num_free_blocks(), sizes.num_blocks);
+            assert_eq!(engine.stats().free_blocks, sizes.num_blocks);
         }
     }
     completions.sort_by_key(|completion| completion.sequence);
@@ -433,6 +446,7 @@ fn what_does_not_fit_is_refused_and_what_just_fits_is_not() {
         max_num_batched_tokens: 7,
         block_size: 3,
         num_blocks: 5,
+        ..ROOMY
     };
     let words = [
         "3 tokens",

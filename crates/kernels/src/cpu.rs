@@ -4,7 +4,7 @@ use crate::mat::{Mat, MatMut};
 use crate::ops::{
     self,
     attention::{Heads, Sequences},
-    head::HeadGradient,
+    head::{HeadGradient, LogNormalizer},
     optimizer::AdamW,
     rope::{RopeAngles, RopeFrequencies},
     router::Routing,
@@ -355,6 +355,10 @@ impl Backend for Cpu {
         entropies: &mut [f32],
     ) {
         ops::head::logprobs(self, logits, targets, temperature, logprobs, entropies);
+    }
+
+    fn log_normalizers(&self, logits: Mat, temperatures: &[f32], out: &mut [LogNormalizer]) {
+        ops::head::log_normalizers(self, logits, temperatures, out);
     }
 
     fn softmax(&self, logits: MatMut, temperature: f32) {

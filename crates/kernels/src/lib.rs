@@ -39,7 +39,7 @@ pub use gemm::Weight;
 pub use isa::Isa;
 pub use mat::{Mat, MatMut};
 pub use ops::attention::{Heads, KeyRows, Sequences};
-pub use ops::head::HeadGradient;
+pub use ops::head::{HeadGradient, LogNormalizer};
 pub use ops::optimizer::{AdamW, clip_factor};
 pub use ops::rope::{RopeAngles, RopeFrequencies};
 pub use ops::router::{ExpertGroups, GroupScore, Routing, Scoring};
@@ -311,6 +311,10 @@ pub trait Backend: Sync {
         logprobs: &mut [f32],
         entropies: &mut [f32],
     );
+
+    /// Of each row at its own temperature, what [`Backend::logprobs`] subtracts: for where several
+    /// log-probabilities of one row are wanted.
+    fn log_normalizers(&self, logits: Mat, temperatures: &[f32], out: &mut [LogNormalizer]);
 
     /// Rows of logits become probabilities at a temperature, in place.
     fn softmax(&self, logits: MatMut, temperature: f32);

@@ -7,7 +7,9 @@
 mod chat_template;
 mod gguf;
 mod reasoning;
+mod stop;
 mod tokenizer;
+mod tool_calls;
 mod word_level;
 
 use std::fmt;
@@ -16,7 +18,9 @@ use std::path::PathBuf;
 pub use chat_template::{ChatTemplate, Message, Prompt, REASONING_TEMPLATE, TEMPLATE_KWARGS};
 pub use gguf::{TokenizerParts, parts_of, tokenizer_json};
 pub use reasoning::{Piece, ReasoningSplitter, opens_thinking, split_reasoning};
+pub use stop::{Passed, StopMatcher};
 pub use tokenizer::{AddedToken, MAX_ENCODE_BYTES, MAX_TOKENIZER_BYTES, StreamDecoder, Tokenizer};
+pub use tool_calls::{AnswerPiece, ToolCallSplitter, ToolFormat};
 pub use word_level::{TokenizerConfig, tokenizer_config, word_level};
 
 pub type Result<T> = std::result::Result<T, Error>;

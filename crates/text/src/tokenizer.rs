@@ -4,6 +4,7 @@
 //! inside the library becomes an error. Texts go through the library's normalizer, pre-tokenizer
 //! and model, but not through its post-processor: a template of the file could repeat the text.
 
+mod bytes;
 mod check;
 mod stream;
 
@@ -34,6 +35,7 @@ pub struct Tokenizer {
     beginnings: BTreeSet<(char, char)>,
     /// The decoder joins tokens like `<0xE5>` to characters.
     has_byte_tokens: bool,
+    token_bytes: Option<bytes::TokenBytes>,
 }
 
 /// A token outside of the model's own vocabulary, or one that is found in texts as a whole.
@@ -100,6 +102,7 @@ impl Tokenizer {
                 .filter_map(|token| first_two(&token.content))
                 .collect(),
             has_byte_tokens: check::mentions(&decoder, "ByteFallback"),
+            token_bytes: bytes::TokenBytes::of(&decoder),
             inner,
         })
     }
@@ -207,7 +210,7 @@ impl Tokenizer {
     }
 
     /// A decoder for tokens that come one by one.
-    pub fn stream(&self, skip_special: bool) -> StreamDecoder<'_> {
+    pub fn stream(&self, skip_special: bool) -> StreamDecoder<&Tokenizer> {
         StreamDecoder::new(self, skip_special)
     }
 
@@ -217,6 +220,23 @@ impl Tokenizer {
 
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// Whether the text of ids is their [`Tokenizer::token_bytes`] side by side. False where the
+    /// decoder does more, as joining words with blanks.
+    ///
+    /// Decoders of SentencePiece's kind also drop blanks in front of a whole text, which this does
+    /// not count.
+    pub fn has_token_bytes(&self) -> bool {
+        self.token_bytes.is_some()
+    }
+
+    /// The bytes that a token stands for, which may be a part of a character only; for an added
+    /// token, its content. `None` if there is no such token, or not
+    /// [`Tokenizer::has_token_bytes`].
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let token = self.inner.id_to_token(id)?;
+        Some(self.token_bytes.as_ref()?.bytes(&token))
     }
 
     /// How many tokens there are, added ones included.

@@ -1,6 +1,6 @@
 //! Completions from the engine, for rollouts and evaluation.
 
-use engine::{Completion, Engine, EngineConfig, Progress, Request, SamplingParams};
+use engine::{Completion, Engine, EngineConfig, Progress, Request, SamplingParams, Speculation};
 use kernels::Backend;
 use model::Model;
 
@@ -57,6 +57,7 @@ impl Rollout {
             max_tokens: sampling.max_tokens,
             stop_token_ids: vec![setup.eos_token_id],
             seed: setup.config.seed,
+            ..SamplingParams::default()
         };
         let request = |prompt: Prompt| Request {
             sequence: prompt.sequence,
@@ -92,5 +93,8 @@ fn engine_config(config: &RunConfig, longest: usize, prompts: usize) -> EngineCo
         max_num_batched_tokens: engine.max_num_batched_tokens.max(engine.max_num_seqs),
         block_size: engine.block_size,
         num_blocks: at_a_time * longest.div_ceil(engine.block_size),
+        // Weights change between rollouts, and so would what the blocks hold.
+        prefix_caching: false,
+        speculation: Speculation::default(),
     }
 }

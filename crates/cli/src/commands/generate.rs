@@ -206,6 +206,7 @@ impl Generate {
             max_tokens,
             stop_token_ids: stop_token_ids.unwrap_or(&folder.stop_token_ids).clone(),
             seed: settings.seed.unwrap_or(0),
+            ..SamplingParams::default()
         })
     }
 

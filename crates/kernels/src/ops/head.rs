@@ -52,12 +52,60 @@ simd_fn! {
     }
 }
 
+/// What turns the logits of one row into log-probabilities at one temperature.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LogNormalizer {
+    inverse_temperature: f32,
+    max: f32,
+    ln_sum: f32,
+}
+
+impl LogNormalizer {
+    /// The log-probability, in nats, of the token that has this logit: the bits of
+    /// [`Backend::logprobs`](crate::Backend::logprobs).
+    pub fn logprob(&self, logit: f32) -> f32 {
+        logit * self.inverse_temperature - self.max - self.ln_sum
+    }
+}
+
+fn log_normalizer(inverse_temperature: f32, max: f32, sum: f32) -> LogNormalizer {
+    LogNormalizer {
+        inverse_temperature,
+        max,
+        ln_sum: math::ln(f64::from(sum)) as f32,
+    }
+}
+
+/// The normalizer of each row at its own temperature.
+pub(crate) fn log_normalizers(
+    cpu: &Cpu,
+    logits: Mat,
+    temperatures: &[f32],
+    normalizers: &mut [LogNormalizer],
+) {
+    assert_eq!(
+        (temperatures.len(), normalizers.len()),
+        (logits.rows, logits.rows),
+        "rows"
+    );
+    let shared = SharedMut::new(normalizers);
+    cpu.pool.run_chunks(logits.rows, 16, |rows| {
+        for i in rows {
+            let inverse_temperature = 1.0 / temperatures[i];
+            let (max, sum, _) = row_sums(cpu.isa, logits.row(i), inverse_temperature);
+            // SAFETY: row i belongs to this chunk alone.
+            let normalizer = unsafe { &mut shared.slice(i..i + 1)[0] };
+            *normalizer = log_normalizer(inverse_temperature, max, sum);
+        }
+    });
+}
+
 /// A row's log-probability of `target`, entropy (both in nats), maximum and sum.
 fn row_outcome(isa: Isa, row: &[f32], target: u32, inverse_temperature: f32) -> [f32; 4] {
     let (max, sum, weighted) = row_sums(isa, row, inverse_temperature);
-    let ln_sum = math::ln(f64::from(sum)) as f32;
-    let logprob = row[target as usize] * inverse_temperature - max - ln_sum;
-    [logprob, ln_sum - weighted / sum, max, sum]
+    let normalizer = log_normalizer(inverse_temperature, max, sum);
+    let logprob = normalizer.logprob(row[target as usize]);
+    [logprob, normalizer.ln_sum - weighted / sum, max, sum]
 }
 
 /// Log-probability of each row's target and the entropy of its distribution, in nats, at a
@@ -264,6 +312,12 @@ mod tests {
                     &mut en2,
                 );
                 assert!((lp2 == lp) && (en2 == en), "whole logits and chunks differ");
+                let mut normalizers = vec![LogNormalizer::default(); t];
+                let temperatures = vec![temperature; t];
+                log_normalizers(&cpu, Mat::new(&all, v), &temperatures, &mut normalizers);
+                for (i, (normalizer, &target)) in normalizers.iter().zip(&targets).enumerate() {
+                    assert_eq!(normalizer.logprob(all[i * v + target as usize]), lp[i]);
+                }
                 let now = [lp, en, dh, dw];
                 for (which, (got, want)) in now.iter().zip(&want).enumerate() {
                     for (i, (g, w)) in got.iter().zip(want).enumerate() {

@@ -269,7 +269,7 @@ fn is_linear(pattern: &str) -> bool {
 
 /// The character that stands for each byte in byte-level vocabularies: itself where it is printable
 /// Latin-1, else the next one from U+0100 on (GPT-2's `bytes_to_unicode`).
-fn byte_alphabet() -> [char; 256] {
+pub(super) fn byte_alphabet() -> [char; 256] {
     let mut alphabet = ['\0'; 256];
     let mut next = 0x100;
     for (byte, symbol) in (0..=u8::MAX).zip(&mut alphabet) {

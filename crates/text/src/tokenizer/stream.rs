@@ -2,6 +2,7 @@
 
 use super::Tokenizer;
 use crate::Result;
+use std::ops::Deref;
 
 /// Beyond so many tokens without a clean end, the beginning is let go wherever it can stand alone.
 const LONG: usize = 32;
@@ -12,8 +13,8 @@ const LONG: usize = 32;
 /// whose decoder is byte-level, byte fallback with or without a blank stripped in front,
 /// metaspace, or none: DeepSeek's, Qwen's, Llama's and ours.
 #[derive(Clone)]
-pub struct StreamDecoder<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct StreamDecoder<T> {
+    tokenizer: T,
     skip_special: bool,
     /// The last ids: as few as decode like the whole does.
     window: Vec<u32>,
@@ -23,8 +24,9 @@ pub struct StreamDecoder<'a> {
     clean: usize,
 }
 
-impl<'a> StreamDecoder<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> StreamDecoder<'a> {
+impl<T: Deref<Target = Tokenizer>> StreamDecoder<T> {
+    /// Of a tokenizer that is borrowed or shared. `skip_special` as for [`Tokenizer::decode`].
+    pub fn new(tokenizer: T, skip_special: bool) -> StreamDecoder<T> {
         StreamDecoder {
             tokenizer,
             skip_special,
@@ -102,7 +104,7 @@ impl<'a> StreamDecoder<'a> {
 }
 
 /// `<0xE5>` and its like.
-fn is_byte_token(token: &str) -> bool {
+pub(super) fn is_byte_token(token: &str) -> bool {
     let digits = token
         .strip_prefix("<0x")
         .and_then(|rest| rest.strip_suffix('>'));

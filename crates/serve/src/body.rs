@@ -1,0 +1,95 @@
+//! Bodies of requests: bounded in bytes, in time and in how many large ones there are at once.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use crate::error::ApiError;
+
+/// Larger bodies are refused. A context of 160,000 tokens is below 1 MB of text.
+pub const MAX_BODY_BYTES: usize = 8 << 20;
+/// Bodies beyond this wait for one of [`LARGE_AT_ONCE`] places while they are read.
+const LARGE_BODY_BYTES: usize = 128 << 10;
+const LARGE_AT_ONCE: usize = 16;
+/// A body that has not come in this time is given up.
+const BODY_TIME: Duration = Duration::from_secs(30);
+
+/// Reads bodies.
+pub struct Bodies {
+    large: Semaphore,
+}
+
+impl Bodies {
+    pub fn new() -> Bodies {
+        Bodies {
+            large: Semaphore::new(LARGE_AT_ONCE),
+        }
+    }
+
+    /// The bytes of a JSON body.
+    ///
+    /// # Errors
+    /// 415 for another type or an encoding, 413 beyond [`MAX_BODY_BYTES`], 408 after 30 seconds.
+    pub async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError> {
+        check_type(headers)?;
+        let length = headers.get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        if length.is_some_and(|length| length > MAX_BODY_BYTES) {
+            return Err(too_large());
+        }
+        // Without a length it may become large.
+        let is_large = length.is_none_or(|length| length > LARGE_BODY_BYTES);
+        let reading = async {
+            let _place = match is_large {
+                true => Some(self.large.acquire().await),
+                false => None,
+            };
+            Limited::new(body, MAX_BODY_BYTES).collect().await
+        };
+        let slow = || {
+            let message = format!(
+                "the body did not come within {} seconds",
+                BODY_TIME.as_secs()
+            );
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
+        };
+        match timeout(BODY_TIME, reading).await.map_err(|_| slow())? {
+            Ok(collected) => Ok(collected.to_bytes().to_vec()),
+            Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+            Err(_) => Err(ApiError::bad_request("the body ended before its length")),
+        }
+    }
+}
+
+/// # Errors
+/// The bytes are no JSON, or nested more than 127 deep.
+pub fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::bad_request(format!("the body is no valid JSON: {error}")))
+}
+
+fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let unsupported = |message| Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+    let content_type = headers.get(header::CONTENT_TYPE);
+    let essence = content_type.and_then(|value| value.to_str().ok()?.split(';').next());
+    match essence.map(|essence| essence.trim().to_ascii_lowercase()) {
+        Some(essence) if essence == "application/json" => {}
+        _ => return unsupported("send the body as `content-type: application/json`"),
+    }
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => {
+            unsupported("send the body without a content-encoding")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn too_large() -> ApiError {
+    let message = format!("the body is larger than {MAX_BODY_BYTES} bytes; send less");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+}

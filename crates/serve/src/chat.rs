@@ -1,0 +1,482 @@
+//! `/v1/chat/completions`
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::Response;
+use serde::Serialize;
+use serde_json::Value;
+use text::AnswerPiece;
+
+use crate::conversation::Conversation;
+use crate::error::ApiError;
+use crate::fields::Fields;
+use crate::generation::{Delta, Finish, Generation, Plan, Reading, Usage};
+use crate::guide::Thinking;
+use crate::logprobs::{ChatLogprobs, chat_logprobs};
+use crate::reply::{Head, UsageReply, json_response};
+use crate::sampling::{MAX_N, MAX_TOP_LOGPROBS, sampling};
+use crate::service::{App, Arrival};
+use crate::shape::{grammar, tool_choice, tool_format};
+use crate::stream::{self, Frames};
+
+/// A request that has been read, and what to do with its deltas.
+pub struct Prepared {
+    plan: Plan,
+    head: Head,
+    n: usize,
+    logprobs: bool,
+    stream: bool,
+    include_usage: bool,
+}
+
+/// Everything that takes work: reading, rendering, encoding, compiling.
+///
+/// # Errors
+/// Whatever is wrong with the request.
+pub fn prepare(app: &App, body: &Value, arrival: Arrival) -> Result<Prepared, ApiError> {
+    let fields = Fields::new(body, "")?;
+    app.check_model(&fields)?;
+    let n = fields.whole("n", 1..=MAX_N)?.unwrap_or(1) as usize;
+    if fields
+        .whole("best_of", 1..=MAX_N)?
+        .is_some_and(|best_of| best_of as usize != n)
+    {
+        return Err(fields.error("best_of", "must equal `n` where it is given"));
+    }
+    let (stream, include_usage) = streaming(&fields)?;
+    let (logprobs, top_logprobs) = logprobs(&fields)?;
+    let mut sampling = sampling(&fields, app, app.fresh_seed(arrival.number))?;
+    sampling.params.top_logprobs = top_logprobs;
+    let conversation = Conversation::read(&fields, app.tool_format)?;
+    let max_tokens = max_tokens(&fields)?;
+    let plan = Planned {
+        conversation: &conversation,
+        n,
+        max_tokens,
+    };
+    let head = Head::new(app, "chatcmpl", arrival, sampling.params.seed);
+    let plan = plan.plan(app, &fields, sampling)?;
+    Ok(Prepared {
+        plan,
+        head,
+        n,
+        logprobs,
+        stream,
+        include_usage,
+    })
+}
+
+/// A conversation to be gone on with, in any of the APIs that have one.
+pub struct Planned<'a> {
+    pub conversation: &'a Conversation,
+    pub n: usize,
+    pub max_tokens: Option<usize>,
+}
+
+impl Planned<'_> {
+    /// # Errors
+    /// Whatever is wrong with tools, structure or the thinking's budget; the queue is full.
+    pub fn plan(
+        self,
+        app: &App,
+        fields: &Fields,
+        sampling: crate::sampling::Sampling,
+    ) -> Result<Plan, ApiError> {
+        let names = self.conversation.tool_names();
+        let choice = tool_choice(fields, &names)?;
+        let format = tool_format(app, &choice)?;
+        let grammar = grammar(fields, app, self.conversation, &choice)?;
+        let places = app.reserve(self.n)?;
+        let prompted = self.conversation.prompt(app)?;
+        let thinking = thinking(app, fields, prompted.primed)?;
+        Ok(Plan {
+            prompts: vec![prompted.token_ids],
+            n: self.n,
+            sampling,
+            max_tokens: self.max_tokens,
+            prompt_logprobs: None,
+            reading: Reading {
+                splits_thinking: true,
+                primed: prompted.primed,
+                tools: format.map(|format| (format, names)),
+            },
+            thinking,
+            grammar,
+            places,
+        })
+    }
+}
+
+/// How `</think>` ends the thinking, where the prompt opens it, and after how many tokens it has
+/// to. vLLM's name of the field, and Anthropic's.
+fn thinking(app: &App, fields: &Fields, primed: bool) -> Result<Option<Thinking>, ApiError> {
+    let mut budget = fields.clamped("thinking_token_budget", 0..=u64::from(u32::MAX))?;
+    if let Some(object) = fields.object("thinking")?
+        && let Some(tokens) = object.clamped("budget_tokens", 0..=u64::from(u32::MAX))?
+    {
+        budget = Some(tokens);
+    }
+    if !primed {
+        return Ok(None);
+    }
+    let close = match app.tokenizer.token_to_id("</think>") {
+        Some(id) => vec![id],
+        None => app.tokenizer.encode("</think>")?,
+    };
+    Ok(Some(Thinking {
+        close,
+        budget: budget.map(|tokens| tokens as usize),
+    }))
+}
+
+/// `stream`, and whether the usage comes at the end.
+///
+/// # Errors
+/// They are no flags.
+pub fn streaming(fields: &Fields) -> Result<(bool, bool), ApiError> {
+    let stream = fields.flag("stream")?.unwrap_or(false);
+    let options = fields.object("stream_options")?;
+    let include_usage = match &options {
+        Some(options) => options.flag("include_usage")?.unwrap_or(false),
+        None => false,
+    };
+    Ok((stream, include_usage))
+}
+
+fn logprobs(fields: &Fields) -> Result<(bool, usize), ApiError> {
+    let logprobs = fields.flag("logprobs")?.unwrap_or(false);
+    let top = fields
+        .whole("top_logprobs", 0..=MAX_TOP_LOGPROBS)?
+        .unwrap_or(0);
+    if top > 0 && !logprobs {
+        return Err(fields.error("top_logprobs", "needs `logprobs` to be true"));
+    }
+    Ok((logprobs, top as usize))
+}
+
+/// Under the new name or the old one; more than there is room for is as much as there is.
+fn max_tokens(fields: &Fields) -> Result<Option<usize>, ApiError> {
+    let range = 1..=u64::from(u32::MAX);
+    let tokens = match fields.clamped("max_completion_tokens", range.clone())? {
+        None => fields.clamped("max_tokens", range)?,
+        tokens => tokens,
+    };
+    Ok(tokens.map(|tokens| tokens as usize))
+}
+
+/// Generates, and answers at once or as it comes.
+///
+/// # Errors
+/// The engine refuses, or ends.
+pub async fn answer(
+    app: Arc<App>,
+    prepared: Prepared,
+    arrival: Arrival,
+) -> Result<Response<Body>, ApiError> {
+    let Prepared {
+        plan,
+        head,
+        n,
+        logprobs,
+        stream,
+        include_usage,
+    } = prepared;
+    let mut generation = Generation::start(Arc::clone(&app), plan, arrival).await?;
+    if stream {
+        let frames = ChatFrames {
+            app,
+            head,
+            n,
+            logprobs,
+            include_usage,
+        };
+        return Ok(stream::response(generation, frames));
+    }
+    let mut choices: Vec<Whole> = (0..n).map(|_| Whole::default()).collect();
+    while let Some(delta) = generation.next().await {
+        let delta = delta?;
+        choices[delta.choice].take(delta);
+    }
+    let reply = ChatReply {
+        head: &head,
+        object: "chat.completion",
+        choices: choices
+            .into_iter()
+            .enumerate()
+            .map(|(index, whole)| whole.choice(index, &app, &head, logprobs))
+            .collect(),
+        usage: Some(UsageReply::from(generation.usage())),
+    };
+    Ok(json_response(&reply))
+}
+
+/// An answer as it adds up.
+#[derive(Debug, Default)]
+pub struct Whole {
+    pub reasoning: String,
+    pub content: String,
+    pub calls: Vec<(String, String)>,
+    pub tokens: Vec<engine::ScoredToken>,
+    pub finish: Option<Finish>,
+}
+
+impl Whole {
+    pub fn take(&mut self, delta: Delta) {
+        self.reasoning += &delta.reasoning;
+        for piece in delta.answer {
+            match piece {
+                AnswerPiece::Text(text) => self.content += &text,
+                AnswerPiece::CallBegins { name, .. } => self.calls.push((name, String::new())),
+                AnswerPiece::CallArguments { fragment, .. } => {
+                    if let Some((_, arguments)) = self.calls.last_mut() {
+                        *arguments += &fragment;
+                    }
+                }
+            }
+        }
+        self.tokens.extend(delta.tokens);
+        self.finish = delta.finish.or(self.finish.take());
+    }
+
+    fn choice(self, index: usize, app: &App, head: &Head, logprobs: bool) -> ChatChoice {
+        let logprobs = logprobs.then(|| chat_logprobs(&app.tokenizer, &self.tokens));
+        let tool_calls: Vec<Call> = self
+            .calls
+            .into_iter()
+            .enumerate()
+            .map(|(place, (name, arguments))| Call {
+                index: None,
+                id: Some(call_id(head, index, place)),
+                kind: Some("function"),
+                function: Function {
+                    name: Some(name),
+                    arguments,
+                },
+            })
+            .collect();
+        let (finish_reason, stop_reason) = finish_words(self.finish.as_ref());
+        let nothing_said = self.content.is_empty() && !tool_calls.is_empty();
+        ChatChoice {
+            index,
+            message: Message {
+                role: Some("assistant"),
+                content: (!nothing_said).then_some(self.content),
+                reasoning: some(&self.reasoning),
+                reasoning_content: some(&self.reasoning),
+                tool_calls,
+            },
+            logprobs,
+            finish_reason,
+            stop_reason,
+        }
+    }
+}
+
+fn some(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_string())
+}
+
+/// `finish_reason`, and the stop string that was met.
+pub fn finish_words(finish: Option<&Finish>) -> (Option<&'static str>, Option<String>) {
+    match finish {
+        None => (None, None),
+        Some(Finish::Stop) => (Some("stop"), None),
+        Some(Finish::StopString(stop)) => (Some("stop"), Some(stop.clone())),
+        Some(Finish::Length) => (Some("length"), None),
+        Some(Finish::ToolCalls) => (Some("tool_calls"), None),
+    }
+}
+
+/// Unique, and the same for the same call of a stream and of a whole answer.
+pub fn call_id(head: &Head, choice: usize, place: usize) -> String {
+    format!("call_{}_{choice}_{place}", head.token())
+}
+
+#[derive(Serialize)]
+struct ChatReply<'a, C> {
+    #[serde(flatten)]
+    head: &'a Head,
+    object: &'static str,
+    choices: Vec<C>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<UsageReply>,
+}
+
+#[derive(Serialize)]
+struct ChatChoice {
+    index: usize,
+    message: Message,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: Option<&'static str>,
+    stop_reason: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ChunkChoice {
+    index: usize,
+    delta: Message,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<String>,
+}
+
+/// A message, or what is added to one.
+#[derive(Default, Serialize)]
+struct Message {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+    /// vLLM's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning: Option<String>,
+    /// DeepSeek's name for the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<Call>,
+}
+
+#[derive(Serialize)]
+struct Call {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    function: Function,
+}
+
+#[derive(Serialize)]
+struct Function {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    arguments: String,
+}
+
+struct ChatFrames {
+    app: Arc<App>,
+    head: Head,
+    n: usize,
+    logprobs: bool,
+    include_usage: bool,
+}
+
+impl ChatFrames {
+    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<UsageReply>, out: &mut String) {
+        let chunk = ChatReply {
+            head: &self.head,
+            object: "chat.completion.chunk",
+            choices,
+            usage,
+        };
+        stream::data(&chunk, out);
+    }
+
+    fn piece(&self, index: usize, delta: Message, out: &mut String) {
+        let choice = ChunkChoice {
+            index,
+            delta,
+            logprobs: None,
+            finish_reason: None,
+            stop_reason: None,
+        };
+        self.chunk(vec![choice], None, out);
+    }
+
+    fn call(&self, choice: usize, piece: &AnswerPiece) -> Call {
+        match piece {
+            AnswerPiece::CallBegins { index, name } => Call {
+                index: Some(*index),
+                id: Some(call_id(&self.head, choice, *index)),
+                kind: Some("function"),
+                function: Function {
+                    name: Some(name.clone()),
+                    arguments: String::new(),
+                },
+            },
+            AnswerPiece::CallArguments { index, fragment } => Call {
+                index: Some(*index),
+                id: None,
+                kind: None,
+                function: Function {
+                    name: None,
+                    arguments: fragment.clone(),
+                },
+            },
+            AnswerPiece::Text(_) => unreachable!("text is no call"),
+        }
+    }
+}
+
+impl Frames for ChatFrames {
+    fn begin(&mut self, out: &mut String) {
+        for index in 0..self.n {
+            let delta = Message {
+                role: Some("assistant"),
+                content: Some(String::new()),
+                ..Message::default()
+            };
+            self.piece(index, delta, out);
+        }
+    }
+
+    fn delta(&mut self, delta: &Delta, out: &mut String) {
+        if delta.is_silent() && !self.logprobs {
+            return;
+        }
+        let index = delta.choice;
+        let mut messages = Vec::new();
+        if !delta.reasoning.is_empty() {
+            messages.push(Message {
+                reasoning: some(&delta.reasoning),
+                reasoning_content: some(&delta.reasoning),
+                ..Message::default()
+            });
+        }
+        for piece in &delta.answer {
+            messages.push(match piece {
+                AnswerPiece::Text(text) => Message {
+                    content: Some(text.clone()),
+                    ..Message::default()
+                },
+                call => Message {
+                    tool_calls: vec![self.call(index, call)],
+                    ..Message::default()
+                },
+            });
+        }
+        // The last of them carries the rest.
+        let last = messages.pop().unwrap_or_default();
+        for message in messages {
+            self.piece(index, message, out);
+        }
+        let tokenizer = &self.app.tokenizer;
+        let (finish_reason, stop_reason) = finish_words(delta.finish.as_ref());
+        let choice = ChunkChoice {
+            index,
+            delta: last,
+            logprobs: self
+                .logprobs
+                .then(|| chat_logprobs(tokenizer, &delta.tokens)),
+            finish_reason,
+            stop_reason,
+        };
+        self.chunk(vec![choice], None, out);
+    }
+
+    fn end(&mut self, usage: Usage, out: &mut String) {
+        if self.include_usage {
+            self.chunk(Vec::new(), Some(UsageReply::from(usage)), out);
+        }
+        *out += "data: [DONE]\n\n";
+    }
+
+    fn error(&mut self, error: &ApiError, out: &mut String) {
+        stream::data(&error.openai(), out);
+        *out += "data: [DONE]\n\n";
+    }
+}
