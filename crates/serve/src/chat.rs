@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::Response;
+use engine::ScoredToken;
 use serde::Serialize;
 use serde_json::Value;
 use text::AnswerPiece;
@@ -25,9 +26,30 @@ pub struct Prepared {
     plan: Plan,
     head: Head,
     n: usize,
-    logprobs: bool,
+    told: Told,
     stream: bool,
     include_usage: bool,
+}
+
+/// What is said of tokens beside their text.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Told {
+    pub logprobs: bool,
+    /// vLLM's `return_token_ids`.
+    pub token_ids: bool,
+}
+
+impl Told {
+    /// Whether every token is told of, text or not.
+    pub fn every_token(self) -> bool {
+        self.logprobs || self.token_ids
+    }
+
+    /// The ids, where they are told.
+    fn ids(self, tokens: &[ScoredToken]) -> Option<Vec<u32>> {
+        let ids = tokens.iter().map(|token| token.token_id);
+        self.token_ids.then(|| ids.collect())
+    }
 }
 
 /// Everything that takes work: reading, rendering, encoding, compiling.
@@ -61,7 +83,10 @@ pub fn prepare(app: &App, body: &Value, arrival: Arrival) -> Result<Prepared, Ap
         plan,
         head,
         n,
-        logprobs,
+        told: Told {
+            logprobs,
+            token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
+        },
         stream,
         include_usage,
     })
@@ -158,11 +183,9 @@ fn logprobs(fields: &Fields) -> Result<(bool, usize), ApiError> {
 /// Under the new name or the old one; more than there is room for is as much as there is.
 fn max_tokens(fields: &Fields) -> Result<Option<usize>, ApiError> {
     let range = 1..=u64::from(u32::MAX);
-    let tokens = match fields.clamped("max_completion_tokens", range.clone())? {
-        None => fields.clamped("max_tokens", range)?,
-        tokens => tokens,
-    };
-    Ok(tokens.map(|tokens| tokens as usize))
+    let new = fields.clamped("max_completion_tokens", range.clone())?;
+    let old = fields.clamped("max_tokens", range)?;
+    Ok(new.or(old).map(|tokens| tokens as usize))
 }
 
 /// Generates, and answers at once or as it comes.
@@ -178,18 +201,20 @@ pub async fn answer(
         plan,
         head,
         n,
-        logprobs,
+        told,
         stream,
         include_usage,
     } = prepared;
+    let prompt_token_ids = told.token_ids.then(|| plan.prompts.concat());
     let mut generation = Generation::start(Arc::clone(&app), plan, arrival).await?;
     if stream {
         let frames = ChatFrames {
             app,
             head,
             n,
-            logprobs,
+            told,
             include_usage,
+            prompt_token_ids,
         };
         return Ok(stream::response(generation, frames));
     }
@@ -204,9 +229,10 @@ pub async fn answer(
         choices: choices
             .into_iter()
             .enumerate()
-            .map(|(index, whole)| whole.choice(index, &app, &head, logprobs))
+            .map(|(index, whole)| whole.choice(index, &app, &head, told))
             .collect(),
         usage: Some(UsageReply::from(generation.usage())),
+        prompt_token_ids,
     };
     Ok(json_response(&reply))
 }
@@ -217,7 +243,7 @@ pub struct Whole {
     pub reasoning: String,
     pub content: String,
     pub calls: Vec<(String, String)>,
-    pub tokens: Vec<engine::ScoredToken>,
+    pub tokens: Vec<ScoredToken>,
     pub finish: Option<Finish>,
 }
 
@@ -239,8 +265,9 @@ impl Whole {
         self.finish = delta.finish.or(self.finish.take());
     }
 
-    fn choice(self, index: usize, app: &App, head: &Head, logprobs: bool) -> ChatChoice {
-        let logprobs = logprobs.then(|| chat_logprobs(&app.tokenizer, &self.tokens));
+    fn choice(self, index: usize, app: &App, head: &Head, told: Told) -> ChatChoice {
+        let logprobs = || chat_logprobs(&app.tokenizer, &self.tokens);
+        let (logprobs, token_ids) = (told.logprobs.then(logprobs), told.ids(&self.tokens));
         let tool_calls: Vec<Call> = self
             .calls
             .into_iter()
@@ -269,6 +296,7 @@ impl Whole {
             logprobs,
             finish_reason,
             stop_reason,
+            token_ids,
         }
     }
 }
@@ -301,6 +329,8 @@ struct ChatReply<'a, C> {
     choices: Vec<C>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<UsageReply>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Serialize)]
@@ -310,6 +340,8 @@ struct ChatChoice {
     logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
     stop_reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Serialize)]
@@ -320,6 +352,8 @@ struct ChunkChoice {
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stop_reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
 }
 
 /// A message, or what is added to one.
@@ -361,28 +395,32 @@ struct ChatFrames {
     app: Arc<App>,
     head: Head,
     n: usize,
-    logprobs: bool,
+    told: Told,
     include_usage: bool,
+    /// Until they are told, with the first chunk.
+    prompt_token_ids: Option<Vec<u32>>,
 }
 
 impl ChatFrames {
-    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<UsageReply>, out: &mut String) {
+    fn chunk(&mut self, choices: Vec<ChunkChoice>, usage: Option<UsageReply>, out: &mut String) {
         let chunk = ChatReply {
             head: &self.head,
             object: "chat.completion.chunk",
             choices,
             usage,
+            prompt_token_ids: self.prompt_token_ids.take(),
         };
         stream::data(&chunk, out);
     }
 
-    fn piece(&self, index: usize, delta: Message, out: &mut String) {
+    fn piece(&mut self, index: usize, delta: Message, out: &mut String) {
         let choice = ChunkChoice {
             index,
             delta,
             logprobs: None,
             finish_reason: None,
             stop_reason: None,
+            token_ids: None,
         };
         self.chunk(vec![choice], None, out);
     }
@@ -425,7 +463,7 @@ impl Frames for ChatFrames {
     }
 
     fn delta(&mut self, delta: &Delta, out: &mut String) {
-        if delta.is_silent() && !self.logprobs {
+        if delta.is_silent() && !self.told.every_token() {
             return;
         }
         let index = delta.choice;
@@ -454,16 +492,16 @@ impl Frames for ChatFrames {
         for message in messages {
             self.piece(index, message, out);
         }
-        let tokenizer = &self.app.tokenizer;
+        let told = self.told;
+        let logprobs = || chat_logprobs(&self.app.tokenizer, &delta.tokens);
         let (finish_reason, stop_reason) = finish_words(delta.finish.as_ref());
         let choice = ChunkChoice {
             index,
             delta: last,
-            logprobs: self
-                .logprobs
-                .then(|| chat_logprobs(tokenizer, &delta.tokens)),
+            logprobs: told.logprobs.then(logprobs),
             finish_reason,
             stop_reason,
+            token_ids: told.ids(&delta.tokens),
         };
         self.chunk(vec![choice], None, out);
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 use text::AnswerPiece;
 
-use crate::chat::{finish_words, streaming};
+use crate::chat::{Told, finish_words, streaming};
 use crate::conversation::Conversation;
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
@@ -41,7 +41,7 @@ struct Voice {
     n: usize,
     prompts: Vec<PromptGiven>,
     echo: bool,
-    logprobs: bool,
+    told: Told,
 }
 
 #[derive(Clone, Debug)]
@@ -104,7 +104,10 @@ pub fn prepare(app: &Arc<App>, body: &Value, arrival: Arrival) -> Result<Prepare
         n,
         prompts,
         echo,
-        logprobs: logprobs.is_some(),
+        told: Told {
+            logprobs: logprobs.is_some(),
+            token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
+        },
     };
     Ok(Prepared {
         plan,
@@ -245,6 +248,8 @@ pub async fn answer(
 struct TextChoice {
     text: String,
     logprobs: Option<TextLogprobs>,
+    prompt_token_ids: Option<Vec<u32>>,
+    token_ids: Option<Vec<u32>>,
     finish: Option<Finish>,
 }
 
@@ -262,18 +267,25 @@ impl TextChoice {
             logprobs: self.logprobs.as_mut().map(TextLogprobs::take),
             finish_reason,
             stop_reason,
+            prompt_token_ids: self.prompt_token_ids.take(),
+            token_ids: self.token_ids.as_mut().map(std::mem::take),
         }
     }
 }
 
 impl Voice {
     fn choices(&self) -> Vec<TextChoice> {
-        let choice = || TextChoice {
-            logprobs: self.logprobs.then(TextLogprobs::default),
+        let choice = |prompt: &PromptGiven| TextChoice {
+            logprobs: self.told.logprobs.then(TextLogprobs::default),
+            prompt_token_ids: self.told.token_ids.then(|| prompt.token_ids.clone()),
+            token_ids: self.told.token_ids.then(Vec::new),
             ..TextChoice::default()
         };
-        let count = self.n * self.prompts.len();
-        std::iter::repeat_with(choice).take(count).collect()
+        let choices = self.prompts.iter().flat_map(|prompt| {
+            let choices = std::iter::repeat_with(move || choice(prompt));
+            choices.take(self.n)
+        });
+        choices.collect()
     }
 
     fn take(&self, choice: &mut TextChoice, delta: &Delta) {
@@ -288,6 +300,9 @@ impl Voice {
             }
         }
         self.score(choice, &delta.tokens);
+        if let Some(token_ids) = &mut choice.token_ids {
+            token_ids.extend(delta.tokens.iter().map(|token| token.token_id));
+        }
         choice.finish = delta.finish.clone();
     }
 
@@ -326,6 +341,10 @@ struct TextChoiceReply {
     logprobs: Option<TextLogprobs>,
     finish_reason: Option<&'static str>,
     stop_reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
 }
 
 struct TextFrames {
@@ -352,7 +371,7 @@ impl Frames for TextFrames {
 
     fn delta(&mut self, delta: &Delta, out: &mut String) {
         let echoes = self.voice.echo && delta.prompt.is_some();
-        if delta.is_silent() && !self.voice.logprobs && !echoes {
+        if delta.is_silent() && !self.voice.told.every_token() && !echoes {
             return;
         }
         let choice = &mut self.choices[delta.choice];

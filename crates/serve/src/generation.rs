@@ -69,7 +69,7 @@ pub struct Delta {
     pub prompt: Option<PromptOutcome>,
     pub reasoning: String,
     pub answer: Vec<AnswerPiece>,
-    /// The tokens behind it, stop tokens left out.
+    /// The tokens behind it, a stop token too.
     pub tokens: Vec<ScoredToken>,
     pub finish: Option<Finish>,
 }

@@ -4,7 +4,7 @@
 //! a route may be called.
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use subtle::ConstantTimeEq;
@@ -99,8 +99,14 @@ impl Guard {
             (None, None, None) => "",
         };
         let name = without_port(host);
-        let literal = name.trim_start_matches('[').trim_end_matches(']');
-        let allowed = literal.parse::<IpAddr>().is_ok()
+        let bracketed = name
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
+        let is_address = match bracketed {
+            Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
+            None => name.parse::<Ipv4Addr>().is_ok(),
+        };
+        let allowed = is_address
             || name.eq_ignore_ascii_case("localhost")
             || self
                 .access
@@ -210,6 +216,8 @@ mod tests {
             ("192.168.1.7:80", 200),
             ("Model.Example.org:443", 200),
             ("evil.com", 403),
+            ("[::1", 403),
+            ("[127.0.0.1]", 403),
             ("127.0.0.1.evil.com", 403),
             ("localhost.evil.com:8080", 403),
             ("", 403),
