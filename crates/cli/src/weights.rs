@@ -197,7 +197,7 @@ mod tests {
             numerics: Numerics::new(Precision::Bf16),
             weights,
             loading,
-            mtp: self.mtp,
+            mtp: false,
         }
     }
 

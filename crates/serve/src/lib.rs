@@ -67,6 +67,8 @@ pub struct Options {
     pub request_time: Duration,
     /// How long requests under way may go on after the word to stop.
     pub drain_time: Duration,
+    /// A line for every response begun: method, path, status and time; nothing of what was said.
+    pub log_requests: bool,
 }
 
 /// Why a server could not start, or ended by itself.
@@ -112,6 +114,7 @@ pub fn serve(
         .enable_all()
         .build()
         .map_err(Error::System)?;
+    let request_log = options.log_requests.then(|| Arc::clone(&log));
     let (worker, thread) = Worker::start(machine, options.places, log);
     let (phase, phases) = watch::channel(Phase::Serving);
     let guard = Guard::new(options.access.clone());
@@ -121,6 +124,7 @@ pub fn serve(
         guard,
         phases.clone(),
         options.request_time,
+        request_log,
     )
     .map_err(Error::Template);
     let outcome = app.and_then(|app| {

@@ -10,18 +10,34 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
     img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'";
 
+/// A row of [`FILES`].
+macro_rules! script {
+    ($name:literal) => {
+        (
+            $name,
+            "text/javascript; charset=utf-8",
+            include_str!(concat!("../page/", $name)),
+        )
+    };
+}
+
 /// Name, type and text of each file beside the page itself.
-const FILES: [(&str, &str, &str); 2] = [
+const FILES: [(&str, &str, &str); 11] = [
     (
         "style.css",
         "text/css; charset=utf-8",
         include_str!("../page/style.css"),
     ),
-    (
-        "app.js",
-        "text/javascript; charset=utf-8",
-        include_str!("../page/app.js"),
-    ),
+    script!("api.js"),
+    script!("app.js"),
+    script!("chat.js"),
+    script!("dom.js"),
+    script!("load.js"),
+    script!("markdown.js"),
+    script!("message.js"),
+    script!("settings.js"),
+    script!("store.js"),
+    script!("theme.js"),
 ];
 
 pub async fn index() -> Response<Body> {

@@ -50,6 +50,11 @@ async fn guard(State(app): Shared, request: Request, next: Next) -> Response<Bod
     let headers = request.headers();
     let origin = app.guard.allowed_origin(headers).map(str::to_string);
     let preflight = app.guard.is_preflight(request.method(), headers);
+    let began = Instant::now();
+    let line = app.request_log.is_some().then(|| {
+        let path: String = request.uri().path().chars().take(200).collect();
+        format!("{} {path}", request.method())
+    });
     let is_anthropic = request.uri().path().starts_with("/v1/messages");
     let mut response = match app.guard.check(request.uri(), headers) {
         // A browser asks without the key whether it may ask with it.
@@ -58,7 +63,14 @@ async fn guard(State(app): Shared, request: Request, next: Next) -> Response<Bod
         Err(error) if is_anthropic => error.response(&error.anthropic()),
         Err(error) => error.response(&error.openai()),
     };
-    app.metrics.responded(response.status().as_u16());
+    let status = response.status().as_u16();
+    app.metrics.responded(status);
+    if let (Some(log), Some(line)) = (&app.request_log, line) {
+        log(&format!(
+            "{line} {status} {:.1} ms",
+            began.elapsed().as_secs_f64() * 1e3
+        ));
+    }
     let headers = response.headers_mut();
     let nosniff = HeaderValue::from_static("nosniff");
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);

@@ -14,7 +14,7 @@ use crate::fields::Fields;
 use crate::guard::Guard;
 use crate::guide::Grammars;
 use crate::metrics::Metrics;
-use crate::worker::{Place, Worker};
+use crate::worker::{Log, Place, Worker};
 
 /// Everything of a model but the weights.
 pub struct Served {
@@ -63,6 +63,8 @@ pub struct App {
     pub bodies: Bodies,
     pub phase: watch::Receiver<Phase>,
     pub request_time: Duration,
+    /// Told of every response begun, where that is wanted.
+    pub request_log: Option<Log>,
     requests: AtomicU64,
 }
 
@@ -75,6 +77,7 @@ impl App {
         guard: Guard,
         phase: watch::Receiver<Phase>,
         request_time: Duration,
+        request_log: Option<Log>,
     ) -> Result<App, text::Error> {
         let template = served.chat_template.as_deref();
         let chat_template = template.map(ChatTemplate::new).transpose()?;
@@ -90,6 +93,7 @@ impl App {
             bodies: Bodies::new(),
             phase,
             request_time,
+            request_log,
             requests: AtomicU64::new(0),
             served,
         })

@@ -84,6 +84,9 @@ pub struct Serve {
     /// How long requests may go on after SIGTERM, in seconds
     #[arg(long, value_name = "S", default_value_t = 30)]
     drain_timeout: u32,
+    /// A line on standard error for every response: method, path, status, time to its beginning
+    #[arg(long)]
+    log_requests: bool,
     /// Compute prompts anew each time instead of keeping what they have in common
     #[arg(long)]
     no_prefix_cache: bool,
@@ -125,9 +128,10 @@ impl Serve {
             places: self.parallel as usize + self.max_queue as usize,
             request_time: Duration::from_secs(u64::from(self.request_timeout)),
             drain_time: Duration::from_secs(u64::from(self.drain_timeout)),
+            log_requests: self.log_requests,
         };
         let ui = settings.ui();
-        let log: serve::Log = Arc::new(move |line: &str| ui.warn(line));
+        let log: serve::Log = Arc::new(move |line: &str| ui.say(plain(line)));
         let name = served.names[0].clone();
         let ready = |address: SocketAddr| self.say(address, &name, settings);
         let stop = || signals.received().is_some();

@@ -119,6 +119,7 @@ impl Server {
                 places: setting.places,
                 request_time: Duration::from_secs(120),
                 drain_time: setting.drain_time,
+                log_requests: false,
             };
             let log: serve::Log = Arc::new(|line: &str| eprintln!("{line}"));
             let stop = || stopped.load(Ordering::Relaxed);
