@@ -1,10 +1,11 @@
 //! The subcommands, one file each.
 
+mod chat;
 mod convert;
 mod demo;
 mod doctor;
 mod eval;
-mod generate;
+pub mod generate;
 mod grpo;
 mod inspect;
 mod score;
@@ -32,7 +33,9 @@ pub enum Command {
     /// Complete a prompt
     Generate(generate::Generate),
     /// Serve a model behind the OpenAI API, with a page to chat with it
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
+    /// Talk with a model, here or on a server
+    Chat(Box<chat::Chat>),
     /// Log-probabilities, and on request logits, of given texts
     Score(score::Score),
     /// What a model folder or GGUF file holds
@@ -54,6 +57,7 @@ impl Command {
             Command::Eval(command) => command.run(settings),
             Command::Generate(command) => command.run(settings),
             Command::Serve(command) => command.run(settings),
+            Command::Chat(command) => command.run(settings),
             Command::Score(command) => command.run(settings),
             Command::Inspect(command) => command.run(settings),
             Command::Convert(command) => command.run(settings),

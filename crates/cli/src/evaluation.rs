@@ -1,9 +1,13 @@
 //! Held-out accuracy with progress, and in words.
 
+mod remote;
+
 use kernels::Cpu;
 use model::Model;
 use tasks::Problem;
 use train::{EvalResult, Setup};
+
+pub use remote::{Asking, Unanswered};
 
 use crate::failure::Failure;
 use crate::progress::Ui;

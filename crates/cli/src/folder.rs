@@ -153,17 +153,24 @@ impl Folder {
     /// # Errors
     /// There is no template, or it fails or gives nothing.
     pub fn chat_prompt(&self, user: &str) -> Result<String, Failure> {
+        let prompt = self.conversation_prompt(&[Message::new("user", user)]);
+        prompt.map_err(|failure| match self.chat_template {
+            Some(_) => failure,
+            None => failure.advise("leave out --chat, or add a template"),
+        })
+    }
+
+    /// The prompt of a conversation by the chat template.
+    ///
+    /// # Errors
+    /// There is no template, or it fails or gives nothing.
+    pub fn conversation_prompt(&self, messages: &[Message]) -> Result<String, Failure> {
         let Some(template) = &self.chat_template else {
-            let advice = "leave out --chat, or add a template";
             let cause = "has no `chat_template`";
+            let advice = "add a template, or complete texts with `bruchteil generate`";
             return Err(Failure::input(&self.template_path, cause, advice));
         };
-        // What stands for a control token in the template is text when a user writes it.
-        let user = match &self.tokenizer {
-            Some(tokenizer) => tokenizer.protect(user),
-            None => user.to_string(),
-        };
-        let messages = [Message::new("user", &user)];
+        let messages: Vec<Message> = messages.iter().map(|said| self.protected(said)).collect();
         let [bos, eos] = ["bos", "eos"].map(|role| self.special_token(role));
         let prompt = ChatTemplate::new(template)
             .and_then(|template| template.render(&messages, true, bos, eos))
@@ -172,6 +179,17 @@ impl Folder {
             true => Err(self.empty_prompt()),
             false => Ok(prompt),
         }
+    }
+
+    /// What stands for a control token in the template is text when a user writes it.
+    fn protected(&self, message: &Message) -> Message {
+        let mut message = message.clone();
+        if let (Some(tokenizer), Some(content)) = (&self.tokenizer, &message.content)
+            && message.role != "assistant"
+        {
+            message.content = Some(tokenizer.protect(content));
+        }
+        message
     }
 
     /// The template gives nothing that a model could go on from.

@@ -9,7 +9,7 @@ use text::{Tokenizer, split_reasoning};
 
 use crate::failure::{Failure, RESOURCES};
 use crate::memory;
-use crate::progress::Progress;
+use crate::progress::{Progress, Ui};
 
 /// Tokens a block of the cache holds.
 pub const BLOCK_SIZE: usize = 16;
@@ -52,7 +52,7 @@ pub fn generate(
 ///
 /// # Errors
 /// Memory does not hold one sequence.
-fn blocks(model: &Model, sequences: usize, longest: usize) -> Result<usize, Failure> {
+pub fn blocks(model: &Model, sequences: usize, longest: usize) -> Result<usize, Failure> {
     let one = longest.div_ceil(BLOCK_SIZE) + 1;
     let all = sequences.saturating_mul(one);
     let block_bytes = 4 * model.config.cache_elements_per_token() as u64 * BLOCK_SIZE as u64;
@@ -121,6 +121,17 @@ pub fn speaks_our_words(tokenizer: &Tokenizer) -> bool {
     let words = tasks::vocabulary();
     let matches = |(id, word): (u32, &String)| tokenizer.id_to_token(id).as_ref() == Some(word);
     tokenizer.vocab_size() == words.len() && (0..).zip(&words).all(matches)
+}
+
+/// Words that became `<unk>` are not what the user meant.
+pub fn warn_of_unknown_words(tokenizer: Option<&Tokenizer>, ui: Ui, prompt: &[u32]) {
+    let unknown = tokenizer.and_then(|tokenizer| tokenizer.token_to_id(tasks::UNK));
+    let count = prompt.iter().filter(|&&id| Some(id) == unknown).count();
+    if count > 0 {
+        ui.warn(format_args!(
+            "{count} of the prompt's words are not in the vocabulary"
+        ));
+    }
 }
 
 /// The task and the problem that a prompt in our words puts, `<think>` at its end or not.

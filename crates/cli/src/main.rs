@@ -4,6 +4,7 @@
 //! words and exit codes.
 #![forbid(unsafe_code)]
 
+mod chat;
 mod commands;
 mod default_model;
 mod demo;
@@ -15,6 +16,7 @@ mod gguf_tokenizer;
 mod memory;
 mod plain;
 mod progress;
+mod remote;
 mod report;
 mod rows;
 mod run;

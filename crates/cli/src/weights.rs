@@ -68,6 +68,21 @@ impl From<Load> for Loading {
 }
 
 impl WeightOptions {
+    /// What only a model here understands, where a server has it.
+    ///
+    /// # Errors
+    /// Exit code 2.
+    pub fn none_given(&self) -> Result<(), Failure> {
+        if self.weights == Form::AsStored && self.load == Load::Read && !self.strict {
+            return Ok(());
+        }
+        let cause = "--weights, --load and --strict are for a model here, and a server has its own";
+        Err(Failure::usage(
+            cause,
+            "leave them out, or give a model's folder",
+        ))
+    }
+
     /// The same, and on request for models that guess a token ahead.
     pub fn with_mtp(self, mtp: bool) -> WeightOptions {
         WeightOptions { mtp, ..self }

@@ -9,8 +9,9 @@ use std::process::Stdio;
 
 use fixture::{Ran, Scratch, command, ran, run};
 
-const COMMANDS: [&str; 9] = [
-    "demo", "sft", "grpo", "eval", "generate", "score", "inspect", "convert", "doctor",
+const COMMANDS: [&str; 11] = [
+    "demo", "sft", "grpo", "eval", "generate", "serve", "chat", "score", "inspect", "convert",
+    "doctor",
 ];
 
 /// The exit code, nothing on standard output, one line of cause that has these words, one of help.
@@ -94,6 +95,7 @@ fn wrong_usage_exits_2() {
 fn a_missing_model_folder() {
     for arguments in [
         &["generate", "/no/such model", "--prompt", "1"][..],
+        &["chat", "/no/such model", "--prompt", "1"],
         &["score", "/no/such model", "--input", "x"],
         &["inspect", "/no/such model"],
         &["doctor", "/no/such model"],

@@ -1,16 +1,18 @@
 //! `eval`: accuracy on held-out problems.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
 use train::{EvalResult, RunConfig, Setup, TaskName};
 
 use super::{generate, print, print_json};
-use crate::evaluation;
+use crate::evaluation::{self, Asking, Unanswered};
 use crate::failure::{Failure, Outcome};
 use crate::folder::Folder;
 use crate::generation;
+use crate::remote::{Remote, RemoteOptions, is_url};
 use crate::run;
 use crate::settings::Settings;
 use crate::weights::WeightOptions;
@@ -21,13 +23,19 @@ use crate::weights::WeightOptions;
 /// --config there is one evaluation for each of eval.temperatures, unless the command line names
 /// one; with --json each is one object on a line of its own. The model's tokenizer must have the
 /// tasks' words, as those of `sft`, `grpo` and `demo` have.
+///
+/// Where MODEL is the address of an OpenAI-compatible server, each problem is a user's message to
+/// it, and thinking and answer are joined again for the verifier. Problem i is asked with the
+/// seed's i-th successor: the same server gives the same result again. Greedy results of our own
+/// server are those of its model evaluated here; samples differ by chance.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  bruchteil eval demo-out/grpo --task countdown --problems 1000 \
---greedy\n  bruchteil eval runs/countdown4-grpo --config runs/countdown4.toml"
+--greedy\n  bruchteil eval runs/countdown4-grpo --config runs/countdown4.toml\n  \
+bruchteil eval http://127.0.0.1:8080 --task countdown --greedy"
 )]
 pub struct Eval {
-    /// A Hugging Face model folder, the directory of a run, or a GGUF file
+    /// A Hugging Face model folder, the directory of a run, a GGUF file, or a server's address
     model: PathBuf,
     /// A run's settings, a TOML file: task, seed, numerics and `[eval]`; other options come first
     #[arg(long, value_name = "FILE", required_unless_present = "task")]
@@ -54,6 +62,15 @@ pub struct Eval {
     /// Transcripts to show, of the first problems [default: 0]
     #[arg(long, value_name = "N")]
     show: Option<usize>,
+    /// Server: requests at one time
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
+    concurrency: u16,
+    /// Server: complete the task's own prompt, which ends in <think>, instead of chatting
+    #[arg(long)]
+    completions: bool,
+    #[command(flatten)]
+    remote: RemoteOptions,
     #[command(flatten)]
     weights: WeightOptions,
 }
@@ -67,11 +84,19 @@ struct Evaluation {
     seed: u64,
     #[serde(flatten)]
     result: EvalResult,
+    /// Problems that a server did not answer, which count neither as right nor as wrong.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unanswered: Vec<Unanswered>,
 }
 
 impl Eval {
     pub fn run(&self, settings: &Settings) -> Outcome {
         let config = self.config(settings)?;
+        if is_url(&self.model) {
+            self.weights.none_given()?;
+            return self.run_remote(config, settings);
+        }
+        self.remote.none_given()?;
         let mut folder = Folder::open(&self.model)?;
         let tokenizer = folder.tokenizer();
         let tokenizer = tokenizer.map_err(|failure| failure.advise(NEEDS_OUR_WORDS))?;
@@ -94,12 +119,28 @@ impl Eval {
             let shown = (ui, "eval");
             let result =
                 evaluation::evaluate(&setup, &model, &backend, &problems, temperature, shown)?;
-            let (task, seed) = (setup.task.name(), setup.config.seed);
-            let evaluation = Evaluation { task, seed, result };
-            match settings.json {
-                true => print_json(&evaluation)?,
-                false => print(&evaluation.in_words())?,
+            Evaluation::new(&setup, result, Vec::new()).show(settings)?;
+        }
+        Ok(())
+    }
+
+    fn run_remote(&self, config: RunConfig, settings: &Settings) -> Outcome {
+        let setup = Setup::new(config)?;
+        let problems = evaluation::problems(&setup, setup.config.eval.problems)?;
+        let ui = settings.ui();
+        let remote = Remote::new(&self.model.to_string_lossy(), &self.remote, ui)?;
+        let asking = Asking {
+            model: remote.model(self.remote.model_name.as_deref())?,
+            remote: Arc::new(remote),
+            completions: self.completions,
+            concurrency: self.concurrency.into(),
+        };
+        for &temperature in &setup.config.eval.temperatures {
+            let (result, unanswered) = asking.evaluate(&setup, &problems, temperature, ui)?;
+            for Unanswered { problem, error } in &unanswered {
+                ui.warn(format_args!("problem {problem}: {error}"));
             }
+            Evaluation::new(&setup, result, unanswered).show(settings)?;
         }
         Ok(())
     }
@@ -153,6 +194,22 @@ fn task_name(name: &str) -> Result<TaskName, Failure> {
 }
 
 impl Evaluation {
+    fn new(setup: &Setup, result: EvalResult, unanswered: Vec<Unanswered>) -> Evaluation {
+        Evaluation {
+            task: setup.task.name(),
+            seed: setup.config.seed,
+            result,
+            unanswered,
+        }
+    }
+
+    fn show(&self, settings: &Settings) -> Outcome {
+        match settings.json {
+            true => print_json(self),
+            false => print(&self.in_words()),
+        }
+    }
+
     fn in_words(&self) -> String {
         let mut text = String::new();
         for sample in &self.result.transcripts {

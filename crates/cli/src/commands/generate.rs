@@ -79,7 +79,8 @@ pub fn temperature(text: &str) -> Result<f32, String> {
     in_range(text, 100.0)
 }
 
-fn share(text: &str) -> Result<f32, String> {
+/// A share from 0 to 1.
+pub fn share(text: &str) -> Result<f32, String> {
     in_range(text, 1.0)
 }
 
@@ -103,7 +104,7 @@ impl Generate {
         let mut folder = Folder::open(&self.model)?;
         let (prompt_text, prompt) = self.prompt(&folder)?;
         let params = self.params(&folder, settings, prompt.len())?;
-        self.warn_of_unknown_words(&folder, settings, &prompt);
+        generation::warn_of_unknown_words(folder.tokenizer.as_ref(), settings.ui(), &prompt);
         let backend = settings.backend();
         let numerics = settings.numerics();
         let model = self
@@ -208,18 +209,6 @@ impl Generate {
             seed: settings.seed.unwrap_or(0),
             ..SamplingParams::default()
         })
-    }
-
-    fn warn_of_unknown_words(&self, folder: &Folder, settings: &Settings, prompt: &[u32]) {
-        let unknown = folder
-            .tokenizer
-            .as_ref()
-            .and_then(|tokenizer| tokenizer.token_to_id(tasks::UNK));
-        let count = prompt.iter().filter(|&&id| Some(id) == unknown).count();
-        if count > 0 {
-            let line = format_args!("{count} of the prompt's words are not in the vocabulary");
-            settings.ui().warn(line);
-        }
     }
 }
 
