@@ -87,6 +87,11 @@ pub(crate) fn mask(allowed: Allowed, row: &mut [f32]) -> bool {
             let mut is_left = false;
             for (i, ids) in row.chunks_mut(32).enumerate() {
                 let word = words.get(i).copied().unwrap_or(0);
+                // Most words of a large vocabulary allow nothing.
+                if word == 0 {
+                    ids.fill(f32::NEG_INFINITY);
+                    continue;
+                }
                 for (bit, logit) in ids.iter_mut().enumerate() {
                     if word >> bit & 1 == 0 {
                         *logit = f32::NEG_INFINITY;

@@ -29,7 +29,7 @@ pub struct Speculation {
     /// Longest continuation taken from the sequence's own earlier text; 0 for none, 64 at most.
     pub prompt_lookup: usize,
     /// Draft one token with the model's multi-token prediction, where it has it. The cache holds
-    /// one layer more then.
+    /// one layer more then, and every batch is computed by it too.
     pub mtp: bool,
     /// Draft only while no more sequences than this run.
     pub max_num_seqs: usize,

@@ -2,23 +2,29 @@
 //!
 //! Continuous batching (Yu et al. 2022, "Orca") over a block-paged cache (Kwon et al. 2023,
 //! "Efficient memory management for large language model serving with PagedAttention"), with
-//! prompts computed in chunks beside the sequences that decode. Token ids only: text is another
-//! crate's business.
+//! prompts computed in chunks beside the sequences that decode. Beginnings of text that were
+//! computed before are found in the cache, and guesses at the tokens to come are verified several
+//! at a time (Leviathan et al. 2023, "Fast inference from transformers via speculative decoding").
+//! Token ids only: text is another crate's business.
 //!
 //! # What a completion depends on
 //! The weights and its own request, to the bit. Not the other requests, the size of batches, blocks
-//! or cache, a preemption, the threads, or the instruction set. So the log-probabilities recorded
-//! here are those that a training pass over the same tokens computes.
+//! or cache, what the cache holds, which guesses were tried, a preemption, the threads, or the
+//! instruction set. A guess is kept only if it is the very token that would have been drawn. So the
+//! log-probabilities recorded here are those that a training pass over the same tokens computes.
 
 #![forbid(unsafe_code)]
 
 mod adjust;
 mod block_manager;
 mod config;
+mod draft;
 mod error;
 mod filter;
 mod output;
 mod params;
+mod prefix;
+mod queue;
 mod request;
 mod sampler;
 mod scheduler;
@@ -31,7 +37,6 @@ pub use output::{Completion, FinishReason, Output, Progress, PromptOutcome, Scor
 pub use params::{LogprobsOf, SamplingParams};
 pub use request::{Allowed, Constraint, Request, SequenceId, Submission};
 
-use block_manager::BlockManager;
 use kernels::Backend;
 use model::{Config, KvCache, Model};
 use scheduler::Scheduler;
@@ -57,16 +62,15 @@ impl Engine {
     /// [`Error::Config`] if a size is 0 or out of range, or the cache too large to address.
     pub fn new(model: &Config, engine: EngineConfig) -> Result<Engine, Error> {
         engine.validate(model)?;
-        let blocks = BlockManager::new(engine.num_blocks, engine.block_size);
-        let scheduler = Scheduler::new(blocks, engine.max_num_seqs, engine.max_num_batched_tokens);
-        let cache = match engine.drafts_with_mtp(model) {
+        let predicts = engine.drafts_with_mtp(model);
+        let cache = match predicts {
             false => KvCache::new(model, engine.num_blocks, engine.block_size),
             true => KvCache::with_mtp(model, engine.num_blocks, engine.block_size),
         };
         Ok(Engine {
             config: model.clone(),
-            scheduler,
-            step: Step::new(cache),
+            scheduler: Scheduler::new(engine),
+            step: Step::new(cache, predicts.then_some(engine.speculation.max_num_seqs)),
             num_arrived: 0,
         })
     }
@@ -193,7 +197,7 @@ impl Engine {
             .iter()
             .try_for_each(|request| self.validate(request, false))?;
         let total = requests.len();
-        let (first, before) = (self.num_arrived, self.step.generated_tokens);
+        let (first, before) = (self.num_arrived, self.scheduler.stats.generated_tokens);
         for request in requests {
             self.take(request.into());
         }
@@ -205,7 +209,7 @@ impl Engine {
                 completions[place] = Some(sequence.into_completion());
                 finished += 1;
             }
-            let generated_tokens = (self.step.generated_tokens - before) as usize;
+            let generated_tokens = (self.scheduler.stats.generated_tokens - before) as usize;
             progress(Progress {
                 finished,
                 total,
@@ -240,21 +244,6 @@ impl Engine {
 
     /// How the engine is doing.
     pub fn stats(&self) -> Stats {
-        let scheduler = &self.scheduler;
-        let blocks = scheduler.blocks();
-        Stats {
-            running: scheduler.running.len(),
-            waiting: scheduler.num_waiting(),
-            num_blocks: blocks.num_blocks(),
-            free_blocks: blocks.num_free(),
-            cached_blocks: 0,
-            prompt_tokens: scheduler.prompt_tokens(),
-            cached_tokens: 0,
-            generated_tokens: self.step.generated_tokens,
-            preemptions: scheduler.num_preemptions(),
-            draft_tokens: 0,
-            accepted_draft_tokens: 0,
-            steps: self.step.steps,
-        }
+        self.scheduler.stats()
     }
 }

@@ -80,50 +80,13 @@ impl SamplingParams {
     /// Checks every range; `sequence` is for the message alone. Only a prompt that is scored may
     /// go without a completion.
     pub(crate) fn validate(&self, sequence: u64, scores_prompt: bool) -> Result<(), Error> {
-        let temperature = self.temperature;
-        let warm = temperature.is_finite() && temperature >= SMALLEST_TEMPERATURE;
-        let numbers = [
-            (
-                "temperature",
-                temperature,
-                temperature == 0.0 || warm,
-                "0 (the likeliest token always) or a finite number of at least 0.00001",
-            ),
-            (
-                "top_p",
-                self.top_p,
-                self.top_p > 0.0 && self.top_p <= 1.0,
-                "above 0 and at most 1",
-            ),
-            within("min_p", self.min_p, 0.0, 1.0, "from 0 to 1"),
-            within(
-                "presence_penalty",
-                self.presence_penalty,
-                -2.0,
-                2.0,
-                "from -2 to 2",
-            ),
-            within(
-                "frequency_penalty",
-                self.frequency_penalty,
-                -2.0,
-                2.0,
-                "from -2 to 2",
-            ),
-            within(
-                "repetition_penalty",
-                self.repetition_penalty,
-                0.01,
-                100.0,
-                "from 0.01 to 100",
-            ),
-        ];
         let refuse = |field, value: String, allowed| Error::SamplingParams {
             sequence,
             field,
             value,
             allowed,
         };
+        let numbers = self.numbers();
         if let Some(&(field, value, _, allowed)) = numbers.iter().find(|(_, _, good, _)| !good) {
             return Err(refuse(field, value.to_string(), allowed));
         }
@@ -149,6 +112,46 @@ impl SamplingParams {
         }
     }
 
+    /// Fields with their values, whether these are within bounds, and the bounds in words.
+    fn numbers(&self) -> [(&'static str, f32, bool, &'static str); 6] {
+        let (t, top_p, min_p) = (self.temperature, self.top_p, self.min_p);
+        let warm = t == 0.0 || t.is_finite() && t >= SMALLEST_TEMPERATURE;
+        let within = "from 0 to 1";
+        let (presence, frequency) = (self.presence_penalty, self.frequency_penalty);
+        let is_penalty = |penalty| (-2.0..=2.0).contains(penalty);
+        let penalty = "from -2 to 2";
+        let repetition = self.repetition_penalty;
+        let is_factor = (0.01..=100.0).contains(&repetition);
+        [
+            (
+                "temperature",
+                t,
+                warm,
+                "0 (the likeliest token always) or a finite number of at least 0.00001",
+            ),
+            (
+                "top_p",
+                top_p,
+                top_p > 0.0 && top_p <= 1.0,
+                "above 0 and at most 1",
+            ),
+            ("min_p", min_p, (0.0..=1.0).contains(&min_p), within),
+            ("presence_penalty", presence, is_penalty(&presence), penalty),
+            (
+                "frequency_penalty",
+                frequency,
+                is_penalty(&frequency),
+                penalty,
+            ),
+            (
+                "repetition_penalty",
+                repetition,
+                is_factor,
+                "from 0.01 to 100",
+            ),
+        ]
+    }
+
     /// Whether the model's logits are changed before the temperature.
     pub(crate) fn adjusts(&self) -> bool {
         self.penalizes() || !self.logit_bias.is_empty()
@@ -168,15 +171,4 @@ impl SamplingParams {
             (LogprobsOf::Sampled, temperature) => temperature,
         }
     }
-}
-
-/// A field and its value, whether that is within its bounds, and the bounds in words.
-fn within(
-    field: &'static str,
-    value: f32,
-    least: f32,
-    most: f32,
-    allowed: &'static str,
-) -> (&'static str, f32, bool, &'static str) {
-    (field, value, (least..=most).contains(&value), allowed)
 }

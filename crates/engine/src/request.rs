@@ -53,7 +53,8 @@ pub enum Allowed<'a> {
 }
 
 /// What may be generated, token by token: a grammar, a budget, a form to be filled in. Each belongs
-/// to one sequence.
+/// to one sequence. It must not panic, which would end the step of all sequences, and its answers
+/// may depend on what it was told alone.
 pub trait Constraint: Send {
     /// Asked once before each token is chosen.
     fn allowed(&mut self) -> Allowed<'_>;

@@ -236,7 +236,7 @@ fn softmax(backend: &dyn Backend, rows: &mut [f32], vocab_size: usize, temperatu
 }
 
 /// The id of the greatest logit, the lowest id on ties. Not-a-number counts as minus infinity.
-fn argmax(logits: &[f32]) -> u32 {
+pub(crate) fn argmax(logits: &[f32]) -> u32 {
     let mut best = (f32::NEG_INFINITY, 0);
     for (id, &logit) in logits.iter().enumerate() {
         if logit > best.0 {

@@ -1,209 +1,343 @@
 //! Which tokens of which sequences the next batch computes.
 //!
-//! First come, first served. `running` and `waiting` are each ordered by arrival, and everything
-//! that waits is younger than everything that runs: new requests join the back, a preempted
-//! sequence is the youngest that ran and returns to the front. Blocks are taken from the young for
-//! the old only, so the oldest sequence always advances and none starves.
+//! Clients take turns to have a sequence admitted ([`Queue`]). The one whose turn it is may have
+//! to wait for blocks, but is not overtaken, so everybody is admitted some day. `running` is
+//! ordered by arrival: blocks are taken from the young for the old only, so the oldest sequence
+//! always advances. Every sequence that runs has its part in every batch: one that decodes its next
+//! token, one in the middle of its prompt a share of what is left.
 
 use crate::block_manager::BlockManager;
+use crate::config::EngineConfig;
+use crate::output::Stats;
+use crate::prefix::{Parent, hash_blocks};
+use crate::queue::Queue;
 use crate::request::SequenceId;
 use crate::sequence::Sequence;
-use std::collections::VecDeque;
+use std::collections::HashMap;
 
-/// Tokens of one sequence in the next batch: its first uncomputed ones.
+/// Prompts that are begun although the batch has no room for all of them. With several of them a
+/// short prompt need not wait for the end of a long one; with many, all would end late.
+const MOST_PREFILLS: usize = 8;
+/// The oldest unfinished prompt has this share of the tokens for prompts; the rest goes to those
+/// that need the least.
+const SHARE_OF_OLDEST: usize = 4;
+
+/// Tokens of one sequence in the next batch: its first uncomputed ones, and drafts behind them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
     /// In [`Scheduler::running`].
     pub(crate) index: usize,
     pub(crate) tokens: usize,
+    pub(crate) drafts: usize,
+}
+
+/// What admission keeps count of.
+struct Load {
+    /// Tokens of the batch that are left to prompts.
+    budget: usize,
+    /// Sequences with more than one uncomputed token, and these tokens.
+    prefills: usize,
+    uncomputed: usize,
 }
 
 /// Sequences that run, sequences that wait, and the blocks they share.
 pub(crate) struct Scheduler {
+    /// Ordered by arrival.
     pub(crate) running: Vec<Sequence>,
-    waiting: VecDeque<Sequence>,
+    queue: Queue,
     blocks: BlockManager,
+    config: EngineConfig,
     /// No more than a batch has tokens, so that every running sequence can decode in each step.
     max_running: usize,
-    max_num_batched_tokens: usize,
+    /// How many running sequences are about to compute a block, by the hash of its text.
+    announced: HashMap<u64, usize>,
     chunks: Vec<Chunk>,
-    num_preemptions: u64,
-    prompt_tokens: u64,
+    pub(crate) stats: Stats,
 }
 
 impl Scheduler {
-    pub(crate) fn new(
-        blocks: BlockManager,
-        max_num_seqs: usize,
-        max_num_batched_tokens: usize,
-    ) -> Scheduler {
+    pub(crate) fn new(config: EngineConfig) -> Scheduler {
         Scheduler {
             running: Vec::new(),
-            waiting: VecDeque::new(),
-            blocks,
-            max_running: max_num_seqs.min(max_num_batched_tokens),
-            max_num_batched_tokens,
+            queue: Queue::default(),
+            blocks: BlockManager::new(config.num_blocks, config.block_size),
+            max_running: config.max_num_seqs.min(config.max_num_batched_tokens),
+            config,
+            announced: HashMap::new(),
             chunks: Vec::new(),
-            num_preemptions: 0,
-            prompt_tokens: 0,
+            stats: Stats::default(),
         }
     }
 
     /// Takes a sequence that the whole cache can hold.
     pub(crate) fn add(&mut self, sequence: Sequence) {
-        self.waiting.push_back(sequence);
+        self.queue.push(sequence);
     }
 
     /// Forgets a sequence and takes back its blocks. False if it is not there.
     pub(crate) fn cancel(&mut self, id: SequenceId) -> bool {
-        let mut gone = match self
+        match self
             .running
             .binary_search_by_key(&id, |sequence| sequence.id)
         {
-            Ok(index) => Some(self.running.remove(index)),
-            Err(_) => match self
-                .waiting
-                .binary_search_by_key(&id, |sequence| sequence.id)
-            {
-                Ok(index) => self.waiting.remove(index),
-                Err(_) => None,
-            },
-        };
-        if let Some(sequence) = &mut gone {
-            self.blocks.release(&mut sequence.block_table);
+            Ok(index) => {
+                let mut sequence = self.running.remove(index);
+                self.take_blocks(&mut sequence);
+                true
+            }
+            Err(_) => self.queue.remove(id).is_some(),
         }
-        gone.is_some()
-    }
-
-    pub(crate) fn prompt_tokens(&self) -> u64 {
-        self.prompt_tokens
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty()
-    }
-
-    pub(crate) fn num_waiting(&self) -> usize {
-        self.waiting.len()
-    }
-
-    pub(crate) fn num_preemptions(&self) -> u64 {
-        self.num_preemptions
+        self.running.is_empty() && self.queue.is_empty()
     }
 
     pub(crate) fn blocks(&self) -> &BlockManager {
         &self.blocks
     }
 
-    /// The batch that [`schedule`](Scheduler::schedule) chose.
+    /// Gauges as they are, counters as they were counted.
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            running: self.running.len(),
+            waiting: self.queue.len(),
+            num_blocks: self.blocks.num_blocks(),
+            free_blocks: self.blocks.num_free(),
+            cached_blocks: self.blocks.num_cached(),
+            ..self.stats
+        }
+    }
+
+    /// The batch that [`schedule`](Scheduler::schedule) chose, in the order of `running`.
     pub(crate) fn chunks(&self) -> &[Chunk] {
         &self.chunks
     }
 
-    /// Chooses the next batch: the next token of every sequence that decodes, then the rest of a
-    /// prompt begun before, then new prompts for as long as tokens and blocks suffice. Blocks for
-    /// all tokens chosen are in place afterwards. Never empty unless idle.
+    /// Chooses the next batch: the next token of every sequence that decodes, then prompts, then
+    /// drafts. Blocks for all tokens chosen are in place afterwards. Never empty unless idle.
     pub(crate) fn schedule(&mut self) {
         self.chunks.clear();
-        let mut budget = self.max_num_batched_tokens;
-        self.schedule_decodes(&mut budget);
-        self.continue_prefills(&mut budget);
-        self.admit(&mut budget);
+        self.make_room();
+        self.admit();
+        self.fill();
         assert!(
             self.is_idle() || !self.chunks.is_empty(),
             "nothing to compute, yet sequences are under way"
         );
     }
 
-    /// Oldest first, so that whoever loses its blocks to it has not been scheduled yet.
-    fn schedule_decodes(&mut self, budget: &mut usize) {
+    /// Blocks for the next token of all that decode, oldest first, taken from the youngest if need
+    /// be. Blocks for a prompt were taken at admission.
+    fn make_room(&mut self) {
         let mut index = 0;
-        while index < self.running.len() {
-            if self.running[index].num_uncomputed() == 1 {
-                if !self.make_room(index) {
-                    return;
-                }
-                self.chunks.push(Chunk { index, tokens: 1 });
-                *budget -= 1;
-            }
-            index += 1;
-        }
-    }
-
-    /// Blocks for all tokens of a running sequence, taken from the youngest if need be. False if
-    /// that was the sequence itself, which then waits again.
-    fn make_room(&mut self, index: usize) -> bool {
-        loop {
-            let sequence = &mut self.running[index];
+        while let Some(sequence) = self.running.get_mut(index) {
             let tokens = sequence.token_ids.len();
             if self.blocks.grow(&mut sequence.block_table, tokens) {
-                return true;
-            }
-            self.preempt_youngest();
-            if index == self.running.len() {
-                return false;
+                index += 1;
+            } else {
+                self.preempt_youngest();
             }
         }
     }
 
     /// The youngest loses its blocks and keeps its tokens; they are computed again when it is
-    /// readmitted, to the same bits.
+    /// readmitted, to the same bits, if the cache does not hold them still.
     fn preempt_youngest(&mut self) {
-        let mut youngest = self
-            .running
-            .pop()
-            .expect("only running sequences hold blocks");
-        self.blocks.release(&mut youngest.block_table);
-        youngest.num_computed = 0;
-        self.num_preemptions += 1;
-        self.waiting.push_front(youngest);
+        let youngest = self.running.pop();
+        let mut youngest = youngest.expect("only running sequences hold blocks");
+        self.take_blocks(&mut youngest);
+        self.stats.preemptions += 1;
+        self.queue.push_preempted(youngest);
     }
 
-    /// Blocks for the whole prompt were taken at admission. At most the youngest sequence is in the
-    /// middle of its prompt, because admission stops at the first that does not fit the batch.
-    fn continue_prefills(&mut self, budget: &mut usize) {
-        for (index, sequence) in self.running.iter().enumerate() {
-            let tokens = sequence.num_uncomputed();
-            if tokens > 1 && *budget > 0 {
-                let tokens = tokens.min(*budget);
-                self.chunks.push(Chunk { index, tokens });
-                *budget -= tokens;
+    /// Takes all blocks of a sequence, and back its word that it would compute some.
+    fn take_blocks(&mut self, sequence: &mut Sequence) {
+        for block in sequence.chain.registered..sequence.chain.announced {
+            self.settle_announcement(sequence.chain.hashes[block]);
+        }
+        sequence.chain.registered = 0;
+        sequence.chain.announced = 0;
+        sequence.chain.parent = Parent::Root(sequence.cache_salt);
+        self.blocks.release(&mut sequence.block_table);
+        sequence.num_computed = 0;
+    }
+
+    /// A block that was announced is there, or will not come.
+    fn settle_announcement(&mut self, hash: u64) {
+        if let Some(count) = self.announced.get_mut(&hash) {
+            *count -= 1;
+            if *count == 0 {
+                self.announced.remove(&hash);
             }
         }
+        self.queue.unpark(hash);
     }
 
-    /// Admits from the front of the queue. Besides its own blocks, one per running sequence must be
-    /// free: without that margin a newcomer would soon be preempted, and computed twice.
-    fn admit(&mut self, budget: &mut usize) {
-        while *budget > 0 && self.running.len() < self.max_running {
-            let Some(next) = self.waiting.front() else {
+    /// Admits those whose turn it is as long as there is room.
+    fn admit(&mut self) {
+        let mut load = self.load();
+        while self.running.len() < self.max_running && load.admits() {
+            let Some(found) = self.find_room() else {
                 return;
             };
-            let length = next.token_ids.len();
-            let needed = self.blocks.blocks_for(length) + self.running.len();
-            if needed > self.blocks.num_free() {
-                return;
-            }
-            let mut sequence = self.waiting.pop_front().expect("it was looked at above");
-            let granted = self.blocks.grow(&mut sequence.block_table, length);
+            let mut sequence = self.queue.take();
+            self.blocks.share(&mut sequence.block_table, &found);
+            let tokens = sequence.token_ids.len();
+            let granted = self.blocks.grow(&mut sequence.block_table, tokens);
             assert!(granted, "blocks were counted above");
-            if sequence.cached_tokens.replace(0).is_none() {
-                self.prompt_tokens += length as u64;
+            sequence.num_computed = found.len() * self.config.block_size;
+            if let Some(&(_, parent)) = found.last() {
+                sequence.chain.parent = parent;
             }
-            let tokens = length.min(*budget);
-            self.chunks.push(Chunk {
-                index: self.running.len(),
-                tokens,
-            });
-            self.running.push(sequence);
-            *budget -= tokens;
+            sequence.chain.registered = found.len();
+            self.announce(&mut sequence);
+            if sequence.cached_tokens.is_none() {
+                sequence.cached_tokens = Some(sequence.num_computed);
+                self.stats.prompt_tokens += tokens as u64;
+                self.stats.cached_tokens += sequence.num_computed as u64;
+            }
+            load.add(sequence.num_uncomputed());
+            let place = self.running.partition_point(|other| other.id < sequence.id);
+            self.running.insert(place, sequence);
         }
     }
 
-    /// Counts the tokens of the batch as computed.
-    pub(crate) fn note_computed(&mut self) {
-        for chunk in &self.chunks {
-            self.running[chunk.index].num_computed += chunk.tokens;
+    fn load(&self) -> Load {
+        let mut load = Load {
+            budget: self.config.max_num_batched_tokens,
+            prefills: 0,
+            uncomputed: 0,
+        };
+        for sequence in &self.running {
+            load.add(sequence.num_uncomputed());
+        }
+        load
+    }
+
+    /// What the cache holds of the sequence whose turn it is, if there is room for the rest of it.
+    /// Those who would compute what another is about to compute are parked.
+    ///
+    /// Besides its own blocks, one per running sequence must be free: without that margin a
+    /// newcomer would soon be preempted, and computed twice.
+    fn find_room(&mut self) -> Option<Vec<(u32, Parent)>> {
+        let block_size = self.config.block_size;
+        loop {
+            let sequence = self.queue.next()?;
+            let mut found = Vec::new();
+            if self.config.prefix_caching {
+                let (salt, text) = (sequence.cache_salt, &sequence.token_ids);
+                hash_blocks(salt, text, block_size, &mut sequence.chain.hashes);
+                let most = sequence.reusable_tokens() / block_size;
+                found = self.blocks.find(salt, text, most);
+                let hashes = &sequence.chain.hashes[found.len()..most];
+                let coming = hashes
+                    .iter()
+                    .take_while(|&hash| self.announced.contains_key(hash));
+                if let Some(&last) = coming.last() {
+                    self.queue.park(last);
+                    continue;
+                }
+            }
+            let missing = self.blocks.blocks_for(sequence.token_ids.len()) - found.len();
+            let taken = missing + self.blocks.num_free_among(&found);
+            let has_room = taken + self.running.len() <= self.blocks.num_free();
+            return has_room.then_some(found);
+        }
+    }
+
+    /// Lets others know which blocks this sequence is about to compute.
+    fn announce(&mut self, sequence: &mut Sequence) {
+        let chain = &mut sequence.chain;
+        chain.announced = chain.hashes.len();
+        for &hash in &chain.hashes[chain.registered..] {
+            *self.announced.entry(hash).or_default() += 1;
+        }
+    }
+
+    /// Divides the batch among all that run.
+    fn fill(&mut self) {
+        let load = self.load();
+        let mut prefills = Vec::with_capacity(load.prefills);
+        for (index, sequence) in self.running.iter().enumerate() {
+            let needed = sequence.num_uncomputed();
+            if needed > 1 {
+                prefills.push((needed, index));
+            }
+            self.chunks.push(Chunk {
+                index,
+                tokens: 1,
+                drafts: 0,
+            });
+        }
+        let mut left = load.budget - load.prefills;
+        if let Some(&(needed, oldest)) = prefills.first() {
+            let share = (needed - 1).min(left / SHARE_OF_OLDEST);
+            self.chunks[oldest].tokens += share;
+            left -= share;
+        }
+        // Of equal needs the older comes first.
+        prefills.sort_unstable();
+        for (needed, index) in prefills {
+            let tokens = &mut self.chunks[index].tokens;
+            let share = (needed - *tokens).min(left);
+            *tokens += share;
+            left -= share;
+        }
+        if self.running.len() <= self.config.speculation.max_num_seqs {
+            self.draft(left);
+        }
+    }
+
+    /// Fills up to `left` tokens with drafts for those that decode, where blocks are free.
+    fn draft(&mut self, mut left: usize) {
+        let prompt_lookup = self.config.speculation.prompt_lookup;
+        for chunk in &mut self.chunks {
+            let sequence = &mut self.running[chunk.index];
+            if sequence.num_uncomputed() > 1 {
+                continue;
+            }
+            // Beside them one more token comes, the last that is allowed perhaps.
+            let wanted = sequence.params.max_tokens - sequence.num_sampled();
+            sequence.propose(prompt_lookup, left.min(wanted.saturating_sub(1)));
+            let drafts = sequence.drafts.token_ids.len();
+            let tokens = sequence.token_ids.len() + drafts;
+            if self.blocks.grow(&mut sequence.block_table, tokens) {
+                chunk.drafts = drafts;
+                left -= drafts;
+                self.stats.draft_tokens += drafts as u64;
+            } else {
+                sequence.drafts.token_ids.clear();
+            }
+        }
+    }
+
+    /// Makes the text of computed blocks known, and takes back blocks of drafts that were wrong.
+    pub(crate) fn settle(&mut self) {
+        for i in 0..self.chunks.len() {
+            let sequence = &mut self.running[self.chunks[i].index];
+            let needed = self.blocks.blocks_for(sequence.token_ids.len());
+            self.blocks.shorten(&mut sequence.block_table, needed);
+            if self.config.prefix_caching {
+                self.register(self.chunks[i].index);
+            }
+        }
+    }
+
+    fn register(&mut self, index: usize) {
+        let block_size = self.config.block_size;
+        let sequence = &mut self.running[index];
+        let from = sequence.chain.registered;
+        let full = sequence.num_computed / block_size;
+        for i in from..full {
+            let text = &sequence.token_ids[i * block_size..(i + 1) * block_size];
+            let block = &mut sequence.block_table[i];
+            sequence.chain.parent = self.blocks.register(sequence.chain.parent, text, block);
+        }
+        sequence.chain.registered = full;
+        let announced = full.min(sequence.chain.announced);
+        for block in from..announced {
+            self.settle_announcement(self.running[index].chain.hashes[block]);
         }
     }
 
@@ -212,201 +346,27 @@ impl Scheduler {
         let is_finished = |sequence: &mut Sequence| sequence.finish_reason.is_some();
         let mut finished: Vec<Sequence> = self.running.extract_if(.., is_finished).collect();
         for sequence in &mut finished {
-            self.blocks.release(&mut sequence.block_table);
+            self.take_blocks(sequence);
         }
         finished
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::output::ScoredToken;
-    use crate::params::SamplingParams;
-    use crate::request::Request;
-    use kernels::{Chance, Purpose};
-
-    fn sequence(arrival: u64, prompt_tokens: usize, max_tokens: usize) -> Sequence {
-        let params = SamplingParams {
-            max_tokens,
-            ..SamplingParams::default()
-        };
-        let prompt = vec![1; prompt_tokens];
-        let request = Request {
-            sequence: arrival,
-            prompt,
-            params,
-        };
-        Sequence::new(request.into(), SequenceId(arrival))
+impl Load {
+    fn add(&mut self, uncomputed: usize) {
+        if uncomputed > 1 {
+            self.prefills += 1;
+            self.uncomputed += uncomputed;
+        } else {
+            self.budget -= uncomputed;
+        }
     }
 
-    fn scheduler(num_blocks: usize, block_size: usize, seqs: usize, tokens: usize) -> Scheduler {
-        Scheduler::new(BlockManager::new(num_blocks, block_size), seqs, tokens)
-    }
-
-    /// Computes the batch as an engine would; sampled tokens count up within a sequence.
-    fn compute(scheduler: &mut Scheduler) -> Vec<Sequence> {
-        scheduler.note_computed();
-        for chunk in scheduler.chunks.clone() {
-            let sequence = &mut scheduler.running[chunk.index];
-            if sequence.num_uncomputed() == 0 {
-                sequence.push(ScoredToken {
-                    token_id: sequence.num_sampled() as u32,
-                    logprob: 0.0,
-                    top: Vec::new(),
-                });
-            }
-        }
-        scheduler.retire()
-    }
-
-    fn chunks(scheduler: &Scheduler) -> Vec<(usize, usize)> {
-        let pair = |chunk: &Chunk| (chunk.index, chunk.tokens);
-        scheduler.chunks.iter().map(pair).collect()
-    }
-
-    #[test]
-    fn prompts_are_chunked_beside_decodes() {
-        let mut scheduler = scheduler(100, 4, 8, 6);
-        for (arrival, prompt_tokens) in [4, 9, 2].into_iter().enumerate() {
-            scheduler.add(sequence(arrival as u64, prompt_tokens, 10));
-        }
-        let mut batches = Vec::new();
-        for _ in 0..5 {
-            scheduler.schedule();
-            batches.push(chunks(&scheduler));
-            compute(&mut scheduler);
-        }
-        let expected: [&[(usize, usize)]; 5] = [
-            &[(0, 4), (1, 2)],
-            &[(0, 1), (1, 5)],
-            &[(0, 1), (1, 2), (2, 2)],
-            &[(0, 1), (1, 1), (2, 1)],
-            &[(0, 1), (1, 1), (2, 1)],
-        ];
-        assert_eq!(batches, expected);
-    }
-
-    #[test]
-    fn the_youngest_gives_its_blocks_and_keeps_its_tokens() {
-        // Two prompts of a block each, and one block to spare: both want it at once.
-        let mut scheduler = scheduler(4, 2, 8, 100);
-        scheduler.add(sequence(0, 2, 5));
-        scheduler.add(sequence(1, 1, 5));
-        scheduler.schedule();
-        assert_eq!(chunks(&scheduler), [(0, 2), (1, 1)]);
-        let mut finished = Vec::new();
-        let mut preempted_with = None;
-        while !scheduler.is_idle() {
-            finished.extend(compute(&mut scheduler));
-            let before = scheduler.num_preemptions();
-            scheduler.schedule();
-            if scheduler.num_preemptions() > before {
-                let victim = &scheduler.waiting[0];
-                assert_eq!((victim.id.0, victim.num_computed), (1, 0));
-                assert!(victim.block_table.is_empty());
-                preempted_with = Some(victim.num_sampled());
-            }
-        }
-        assert!(
-            preempted_with > Some(0),
-            "nothing was preempted: {preempted_with:?}"
-        );
-        for (arrival, sequence) in finished.into_iter().enumerate() {
-            assert_eq!(sequence.id.0, arrival as u64);
-            assert_eq!(sequence.into_completion().token_ids, [0, 1, 2, 3, 4]);
-        }
-        assert_eq!(scheduler.blocks.num_free(), 4);
-    }
-
-    #[test]
-    fn a_newcomer_leaves_room_to_grow() {
-        // Two of these fit side by side only until the first grows.
-        let mut scheduler = scheduler(4, 2, 8, 100);
-        (0..2).for_each(|arrival| scheduler.add(sequence(arrival, 4, 3)));
-        let mut finished = 0;
-        while !scheduler.is_idle() {
-            scheduler.schedule();
-            assert_eq!(scheduler.running.len(), 1);
-            finished += compute(&mut scheduler).len();
-        }
-        assert_eq!((finished, scheduler.num_preemptions()), (2, 0));
-        // Small ones do run together.
-        (0..2).for_each(|arrival| scheduler.add(sequence(arrival, 1, 2)));
-        scheduler.schedule();
-        assert_eq!(scheduler.running.len(), 2);
-    }
-
-    /// What must hold of every batch.
-    fn check_batch(scheduler: &Scheduler, num_blocks: usize, seed: u64) {
-        let tokens: usize = scheduler.chunks.iter().map(|chunk| chunk.tokens).sum();
-        assert!(tokens > 0, "seed {seed}: an empty batch");
-        assert!(tokens <= scheduler.max_num_batched_tokens, "seed {seed}");
-        assert!(
-            scheduler.running.len() <= scheduler.max_running,
-            "seed {seed}"
-        );
-        let all = scheduler.running.iter().chain(&scheduler.waiting);
-        assert!(all.map(|sequence| sequence.id).is_sorted(), "seed {seed}");
-        assert!(
-            scheduler.chunks.iter().any(|chunk| chunk.index == 0),
-            "seed {seed}: the oldest sequence stands still"
-        );
-        let owned: usize = scheduler.running.iter().map(|s| s.block_table.len()).sum();
-        let num_free = scheduler.blocks.num_free();
-        assert_eq!(owned + num_free, num_blocks, "seed {seed}: leak");
-        let mut scheduled = vec![0; scheduler.running.len()];
-        for chunk in &scheduler.chunks {
-            scheduled[chunk.index] += 1;
-            let sequence = &scheduler.running[chunk.index];
-            let end = sequence.num_computed + chunk.tokens;
-            assert!(end <= sequence.token_ids.len(), "seed {seed}");
-            let blocks = scheduler.blocks.blocks_for(end);
-            assert!(blocks <= sequence.block_table.len(), "seed {seed}");
-        }
-        assert!(
-            scheduled.iter().all(|&times| times == 1),
-            "seed {seed}: every running sequence has its part in every batch"
-        );
-    }
-
-    /// Random requests, arriving as others run, in caches of every size that can hold them.
-    #[test]
-    fn every_sequence_finishes_and_no_block_is_lost() {
-        let mut num_preemptions = 0;
-        for seed in 0..300 {
-            let mut draw = Chance::new(seed, Purpose::Problem).draws(1);
-            let block_size = 1 + draw(6) as usize;
-            let longest = 40;
-            let num_blocks = longest / block_size + 1 + draw(20) as usize;
-            let seqs = 1 + draw(8) as usize;
-            let tokens = 1 + draw(30) as usize;
-            let mut scheduler = scheduler(num_blocks, block_size, seqs, tokens);
-            let (total, mut arrived, mut finished) = (30, 0, 0);
-            let mut steps = 0;
-            while finished < total {
-                while arrived < total && (scheduler.is_idle() || draw(3) > 0) {
-                    let prompt_tokens = 1 + draw(20) as usize;
-                    scheduler.add(sequence(arrived, prompt_tokens, 1 + draw(20) as usize));
-                    arrived += 1;
-                }
-                scheduler.schedule();
-                check_batch(&scheduler, num_blocks, seed);
-                for sequence in compute(&mut scheduler) {
-                    assert!(sequence.block_table.is_empty(), "seed {seed}");
-                    let max_tokens = sequence.params.max_tokens as u32;
-                    let completion = sequence.into_completion();
-                    let expected: Vec<u32> = (0..max_tokens).collect();
-                    assert_eq!(completion.token_ids, expected, "seed {seed}");
-                    finished += 1;
-                }
-                steps += 1;
-                assert!(steps < 10_000, "seed {seed}: no end in sight");
-            }
-            assert!(scheduler.is_idle(), "seed {seed}");
-            assert_eq!(scheduler.blocks.num_free(), num_blocks, "seed {seed}: leak");
-            num_preemptions += scheduler.num_preemptions();
-        }
-        assert!(num_preemptions > 100, "only {num_preemptions} preemptions");
+    /// Whether one more prompt has a part in the batch.
+    fn admits(&self) -> bool {
+        self.uncomputed < self.budget || self.prefills < MOST_PREFILLS.min(self.budget)
     }
 }
+
+#[cfg(test)]
+mod tests;

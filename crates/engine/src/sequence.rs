@@ -1,8 +1,10 @@
 //! A request under way: its tokens, and how far the cache holds them.
 
 use crate::adjust::{TokenCounts, mask};
+use crate::draft::{Lookup, Pacing};
 use crate::output::{Completion, FinishReason, Output, PromptOutcome, ScoredToken};
 use crate::params::SamplingParams;
+use crate::prefix::Parent;
 use crate::request::{Allowed, Constraint, SequenceId, Submission};
 
 /// What became of a row of logits before it is a distribution.
@@ -14,6 +16,31 @@ pub(crate) enum Adjusted {
     Changed,
     /// No token may follow.
     Over,
+}
+
+/// Where a sequence stands in the prefix cache.
+pub(crate) struct Chain {
+    /// Blocks of its table whose text is known.
+    pub(crate) registered: usize,
+    /// What they are to the next.
+    pub(crate) parent: Parent,
+    /// Blocks from `registered` to here are announced: others may wait for them.
+    pub(crate) announced: usize,
+    /// Of the full blocks of its tokens, as far as they were needed.
+    pub(crate) hashes: Vec<u64>,
+}
+
+/// Tokens guessed ahead, and how the guesses fare.
+#[derive(Default)]
+pub(crate) struct Drafts {
+    /// Of the next batch; they follow the last token.
+    pub(crate) token_ids: Vec<u32>,
+    is_looked_up: bool,
+    lookup: Lookup,
+    lookup_pacing: Pacing,
+    /// What multi-token prediction guesses.
+    pub(crate) predicted: Option<u32>,
+    prediction_pacing: Pacing,
 }
 
 /// A request under way: its tokens, and how far the cache holds them.
@@ -33,6 +60,8 @@ pub(crate) struct Sequence {
     pub(crate) num_computed: usize,
     /// Blocks of the cache, oldest positions first.
     pub(crate) block_table: Vec<u32>,
+    pub(crate) chain: Chain,
+    pub(crate) drafts: Drafts,
     /// Of the prompt's tokens from the second on, as far as they are known.
     prompt_scores: Vec<ScoredToken>,
     /// How many of them are known, reported ones included.
@@ -64,6 +93,13 @@ impl Sequence {
             token_ids: request.prompt,
             num_computed: 0,
             block_table: Vec::new(),
+            chain: Chain {
+                registered: 0,
+                parent: Parent::Root(submission.cache_salt),
+                announced: 0,
+                hashes: Vec::new(),
+            },
+            drafts: Drafts::default(),
             prompt_scores: Vec::new(),
             num_scored: 0,
             cached_tokens: None,
@@ -81,6 +117,49 @@ impl Sequence {
     /// Tokens sampled so far, which is the position of the next in its stream of chance.
     pub(crate) fn num_sampled(&self) -> usize {
         self.token_ids.len() - self.num_prompt_tokens
+    }
+
+    /// Tokens that need not be computed where the cache holds them: the row of the last one gives
+    /// the next, and scores of the prompt come from their rows too.
+    pub(crate) fn reusable_tokens(&self) -> usize {
+        let unscored = self.unscored();
+        if unscored.is_empty() {
+            self.token_ids.len() - 1
+        } else {
+            unscored.start
+        }
+    }
+
+    /// Guesses `most` tokens at most: those that followed before, or the one that multi-token
+    /// prediction says.
+    pub(crate) fn propose(&mut self, prompt_lookup: usize, most: usize) {
+        let drafts = &mut self.drafts;
+        let predicted = drafts.predicted.take();
+        drafts.token_ids.clear();
+        if most == 0 {
+            return;
+        }
+        if prompt_lookup > 0 && drafts.lookup_pacing.is_due() {
+            let most = most.min(prompt_lookup);
+            drafts.token_ids = drafts.lookup.propose(&self.token_ids, most);
+        }
+        drafts.is_looked_up = !drafts.token_ids.is_empty();
+        if !drafts.is_looked_up && drafts.prediction_pacing.is_due() {
+            drafts.token_ids.extend(predicted);
+        }
+    }
+
+    /// Learns how many of the drafts were right; the rest is forgotten.
+    pub(crate) fn note_drafts(&mut self, accepted: usize) {
+        let drafts = &mut self.drafts;
+        let proposed = drafts.token_ids.len();
+        if proposed > 0 && drafts.is_looked_up {
+            drafts.lookup.note(proposed, accepted);
+            drafts.lookup_pacing.note(accepted > 0);
+        } else if proposed > 0 {
+            drafts.prediction_pacing.note(accepted > 0);
+        }
+        drafts.token_ids.clear();
     }
 
     /// Positions of the prompt whose next token is to be scored still.

@@ -1,8 +1,9 @@
 //! One batch: from the chunks that were scheduled to the tokens that came of them.
 
-use crate::output::{FinishReason, Output};
-use crate::sampler::{Due, Sampler};
+use crate::output::{FinishReason, Output, ScoredToken, Stats};
+use crate::sampler::{Due, Sampler, argmax};
 use crate::scheduler::Scheduler;
+use crate::sequence::Sequence;
 use kernels::{Backend, Mat};
 use model::{Activations, Batch, CachePlaces, KvCache, Model};
 use std::ops::Range;
@@ -34,12 +35,13 @@ pub(crate) struct Step {
     scored: Vec<(u32, usize)>,
     rows: Vec<u32>,
     logits: Vec<f32>,
-    pub(crate) generated_tokens: u64,
-    pub(crate) steps: u64,
+    /// Draft with multi-token prediction while no more sequences than this run.
+    predicts: Option<usize>,
+    next_token_ids: Vec<u32>,
 }
 
 impl Step {
-    pub(crate) fn new(cache: KvCache) -> Step {
+    pub(crate) fn new(cache: KvCache, predicts: Option<usize>) -> Step {
         Step {
             cache,
             activations: Activations::for_inference(),
@@ -49,8 +51,8 @@ impl Step {
             scored: Vec::new(),
             rows: Vec::new(),
             logits: Vec::new(),
-            generated_tokens: 0,
-            steps: 0,
+            predicts,
+            next_token_ids: Vec::new(),
         }
     }
 
@@ -61,14 +63,17 @@ impl Step {
         backend: &dyn Backend,
         scheduler: &mut Scheduler,
     ) -> Vec<Output> {
-        self.steps += 1;
+        scheduler.stats.steps += 1;
         self.fill_batch(scheduler);
         let cache = Some(&mut self.cache);
         model.forward(backend, &self.batch, &mut self.activations, cache);
         self.find_rows(scheduler);
-        scheduler.note_computed();
         self.score_prompts(model, backend, scheduler);
         self.sample(model, backend, scheduler);
+        if let Some(most) = self.predicts {
+            self.predict(model, backend, scheduler, most);
+        }
+        scheduler.settle();
         let outputs = scheduler.running.iter_mut();
         outputs
             .filter_map(|sequence| sequence.take_output())
@@ -98,10 +103,15 @@ impl Step {
         *blocks_per_sequence = tables.map(Vec::len).max().unwrap_or(0);
         for (i, chunk) in chunks.iter().enumerate() {
             let sequence = &scheduler.running[chunk.index];
-            let positions = sequence.num_computed..sequence.num_computed + chunk.tokens;
+            let start = sequence.num_computed;
+            let known = start..start + chunk.tokens;
+            let positions = start..known.end + chunk.drafts;
             batch
                 .token_ids
-                .extend_from_slice(&sequence.token_ids[positions.clone()]);
+                .extend_from_slice(&sequence.token_ids[known]);
+            batch
+                .token_ids
+                .extend_from_slice(&sequence.drafts.token_ids);
             batch.positions.extend(positions.clone().map(|p| p as u32));
             batch.cu_seqlens.push(batch.token_ids.len() as u32);
             batch.context_lens.push(positions.end as u32);
@@ -114,12 +124,19 @@ impl Step {
         batch.places = Some(places);
     }
 
-    /// Finds the rows whose logits are wanted.
-    fn find_rows(&mut self, scheduler: &Scheduler) {
+    /// Counts the batch as computed, and finds the rows whose logits are wanted.
+    fn find_rows(&mut self, scheduler: &mut Scheduler) {
         self.groups.clear();
         self.scored.clear();
-        for (chunk, &start) in scheduler.chunks().iter().zip(&self.batch.cu_seqlens) {
-            let sequence = &scheduler.running[chunk.index];
+        for (i, &start) in self
+            .batch
+            .cu_seqlens
+            .iter()
+            .take(scheduler.chunks().len())
+            .enumerate()
+        {
+            let chunk = scheduler.chunks()[i];
+            let sequence = &mut scheduler.running[chunk.index];
             let start = start as usize;
             let computed = sequence.num_computed..sequence.num_computed + chunk.tokens;
             let unscored = sequence.unscored();
@@ -132,9 +149,10 @@ impl Step {
                     index: chunk.index,
                     row: start + chunk.tokens - 1,
                     first: 0,
-                    drafts: 0,
+                    drafts: chunk.drafts,
                 });
             }
+            sequence.num_computed = computed.end;
         }
     }
 
@@ -199,26 +217,108 @@ impl Step {
             std::iter::repeat_n(params, group.drafts + 1)
         });
         self.sampler.begin(backend, logits, params);
-        let mut due: Vec<Due> = Vec::with_capacity(groups.len());
+        let mut alive = Vec::with_capacity(groups.len());
         for group in groups {
-            if running[group.index].params.max_tokens == 0 {
-                running[group.index].finish(FinishReason::Length);
+            let sequence = &mut running[group.index];
+            if sequence.params.max_tokens == 0 {
+                sequence.finish(FinishReason::Length);
             } else {
-                due.push(Due {
-                    row: group.first,
-                    index: group.index,
-                });
+                alive.push(*group);
             }
         }
-        self.sampler.choose(backend, logits, &due, running);
-        for (due, token) in due.iter().zip(self.sampler.chosen.drain(..)) {
-            match token {
-                None => running[due.index].finish(FinishReason::Stop),
-                Some(token) => {
-                    running[due.index].push(token);
-                    self.generated_tokens += 1;
-                }
+        let mut due: Vec<Due> = Vec::with_capacity(groups.len());
+        // First the token after each sequence's last, then the one after each right draft: a
+        // penalty or a constraint has seen all before it.
+        for drafts in 0.. {
+            due.clear();
+            due.extend(alive.iter().map(|group| Due {
+                row: group.first + drafts,
+                index: group.index,
+            }));
+            self.sampler.choose(backend, logits, &due, running);
+            let mut chosen = self.sampler.chosen.drain(..);
+            alive.retain(|group| {
+                let token = chosen.next().expect("one for each row");
+                accept(
+                    &mut running[group.index],
+                    token,
+                    drafts,
+                    &mut scheduler.stats,
+                )
+            });
+            if alive.is_empty() {
+                break;
             }
         }
     }
+
+    /// Runs multi-token prediction over the batch, once the tokens after each row are known, and
+    /// keeps its guesses. Rows of wrong drafts say nothing and are written over later.
+    fn predict(
+        &mut self,
+        model: &Model,
+        backend: &dyn Backend,
+        scheduler: &mut Scheduler,
+        most: usize,
+    ) {
+        self.next_token_ids.clear();
+        for (i, chunk) in scheduler.chunks().iter().enumerate() {
+            let rows = self.batch.cu_seqlens[i] as usize..self.batch.cu_seqlens[i + 1] as usize;
+            let token_ids = &scheduler.running[chunk.index].token_ids;
+            let next = self.batch.positions[rows]
+                .iter()
+                .map(|&p| token_ids.get(p as usize + 1));
+            self.next_token_ids
+                .extend(next.map(|next| next.copied().unwrap_or(0)));
+        }
+        let (batch, cache) = (&self.batch, Some(&mut self.cache));
+        let acts = &mut self.activations;
+        model.forward_mtp(backend, batch, &self.next_token_ids, acts, cache);
+        let running = &mut scheduler.running;
+        if running.len() > most {
+            return;
+        }
+        self.groups
+            .retain(|group| running[group.index].finish_reason.is_none());
+        for groups in self.groups.chunks(LOGIT_ROWS) {
+            self.rows.clear();
+            // Of the last token but one, whose next is the last: it tells the one after that.
+            self.rows.extend(groups.iter().map(|group| {
+                let computed = running[group.index].num_computed as u32;
+                group.row as u32 + computed - 1 - self.batch.positions[group.row]
+            }));
+            model.mtp_logits(backend, acts, &self.rows, &mut self.logits);
+            let logits = Mat::new(&self.logits, model.config.vocab_size);
+            for (i, group) in groups.iter().enumerate() {
+                running[group.index].drafts.predicted = Some(argmax(logits.row(i)));
+            }
+        }
+    }
+}
+
+/// Gives a sequence the token after `drafts` right ones. Returns whether that was the next draft,
+/// so that the row after it counts too.
+fn accept(
+    sequence: &mut Sequence,
+    token: Option<ScoredToken>,
+    drafts: usize,
+    stats: &mut Stats,
+) -> bool {
+    let Some(token) = token else {
+        sequence.finish(FinishReason::Stop);
+        sequence.note_drafts(drafts);
+        return false;
+    };
+    let is_right = sequence.drafts.token_ids.get(drafts) == Some(&token.token_id);
+    sequence.push(token);
+    stats.generated_tokens += 1;
+    if is_right {
+        sequence.num_computed += 1;
+        stats.accepted_draft_tokens += 1;
+    }
+    let goes_on = is_right && sequence.finish_reason.is_none();
+    if !goes_on {
+        sequence.note_drafts(drafts + usize::from(is_right));
+    }
+    goes_on
 }

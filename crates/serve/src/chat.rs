@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 use text::AnswerPiece;
 
-use crate::conversation::Conversation;
+use crate::conversation::{Conversation, Prompted};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::generation::{Delta, Finish, Generation, Plan, Reading, Usage};
@@ -114,7 +114,7 @@ impl Planned<'_> {
         let grammar = grammar(fields, app, self.conversation, &choice)?;
         let places = app.reserve(self.n)?;
         let prompted = self.conversation.prompt(app)?;
-        let thinking = thinking(app, fields, prompted.primed)?;
+        let thinking = thinking(app, fields, &prompted)?;
         Ok(Plan {
             prompts: vec![prompted.token_ids],
             n: self.n,
@@ -135,21 +135,20 @@ impl Planned<'_> {
 
 /// How `</think>` ends the thinking, where the prompt opens it, and after how many tokens it has
 /// to. vLLM's name of the field, and Anthropic's.
-fn thinking(app: &App, fields: &Fields, primed: bool) -> Result<Option<Thinking>, ApiError> {
+fn thinking(app: &App, fields: &Fields, prompted: &Prompted) -> Result<Option<Thinking>, ApiError> {
     let mut budget = fields.clamped("thinking_token_budget", 0..=u64::from(u32::MAX))?;
     if let Some(object) = fields.object("thinking")?
         && let Some(tokens) = object.clamped("budget_tokens", 0..=u64::from(u32::MAX))?
     {
         budget = Some(tokens);
     }
-    if !primed {
+    let close = app.tokenizer.encode("</think>")?;
+    if close.is_empty() || prompted.has_thought {
         return Ok(None);
     }
-    let close = match app.tokenizer.token_to_id("</think>") {
-        Some(id) => vec![id],
-        None => app.tokenizer.encode("</think>")?,
-    };
     Ok(Some(Thinking {
+        primed: prompted.primed,
+        opens: app.tokenizer.encode("<think>")?,
         close,
         budget: budget.map(|tokens| tokens as usize),
     }))

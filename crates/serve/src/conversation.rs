@@ -23,11 +23,14 @@ pub struct Conversation {
     pub kwargs: Vec<(&'static str, Value)>,
 }
 
-/// A prompt, and whether it ends inside `<think>`.
+/// A prompt, and where it leaves the model.
 #[derive(Clone, Debug)]
 pub struct Prompted {
     pub token_ids: Vec<u32>,
+    /// It ends inside `<think>`.
     pub primed: bool,
+    /// It ends behind `</think>`: there is nothing left to think.
+    pub has_thought: bool,
 }
 
 impl Conversation {
@@ -100,6 +103,7 @@ impl Conversation {
         Ok(Prompted {
             token_ids,
             primed: text::opens_thinking(&text),
+            has_thought: text.trim_end().ends_with("</think>"),
         })
     }
 

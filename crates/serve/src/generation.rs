@@ -20,7 +20,7 @@ use tokio::sync::mpsc::{self, Receiver};
 use tokio::time::{Sleep, sleep_until};
 
 use crate::error::ApiError;
-use crate::guide::{Compiled, Guide, GuideError, Thinking};
+use crate::guide::{Compiled, Failure, Guide, Thinking};
 use crate::metrics::End;
 use crate::sampling::Sampling;
 use crate::service::{App, Arrival};
@@ -40,6 +40,15 @@ pub struct Plan {
     pub thinking: Option<Thinking>,
     pub grammar: Option<Compiled>,
     pub places: Vec<Place>,
+}
+
+impl Plan {
+    /// What watches over one sequence, where anything has to.
+    fn guide(&self) -> Option<Guide> {
+        let has_budget = |thinking: &Thinking| thinking.budget.is_some();
+        let needed = self.grammar.is_some() || self.thinking.as_ref().is_some_and(has_budget);
+        needed.then(|| Guide::new(self.thinking.clone(), self.grammar.clone()))
+    }
 }
 
 /// How text is made of tokens.
@@ -109,23 +118,20 @@ impl Generation {
     /// 400 if a prompt is too long or anything else that the engine refuses.
     pub async fn start(
         app: Arc<App>,
-        plan: Plan,
+        mut plan: Plan,
         arrival: Arrival,
     ) -> Result<Generation, ApiError> {
         let count = plan.prompts.len() * plan.n;
         let (sink, events) = mpsc::channel(UNREAD_STEPS.max(2 * count));
         let prompt_tokens = plan.prompts.iter().map(Vec::len).sum();
-        let mut places = plan.places.into_iter();
+        let mut places = std::mem::take(&mut plan.places).into_iter();
         let mut choices = Vec::with_capacity(count);
         for (place, prompt) in plan.prompts.iter().enumerate() {
             let max_tokens = room(&app, prompt.len(), plan.max_tokens)?;
             for i in 0..plan.n {
                 let number = place * plan.n + i;
-                let guide = Guide::new(plan.thinking.clone(), plan.grammar.as_ref());
-                let (guide, guide_error) = match guide {
-                    Some((guide, error)) => (Some(guide), Some(error)),
-                    None => (None, None),
-                };
+                let guide = plan.guide();
+                let failure = guide.as_ref().map(Guide::failure);
                 let params = SamplingParams {
                     max_tokens,
                     ..plan.sampling.params.clone()
@@ -144,7 +150,7 @@ impl Generation {
                 let taken = places.next().expect("a place for every sequence");
                 let ticket = app.worker.submit(submission, number, sink.clone(), taken);
                 let stop = plan.sampling.stop.clone();
-                choices.push(Choice::new(&app, ticket, &plan.reading, stop, guide_error));
+                choices.push(Choice::new(&app, ticket, &plan.reading, stop, failure));
             }
         }
         drop(sink);
@@ -327,7 +333,8 @@ struct Choice {
     tools: Option<ToolCallSplitter>,
     calls: usize,
     last_token: Option<Instant>,
-    guide_error: Option<GuideError>,
+    /// Why the guide ended the completion, if it did.
+    failure: Option<Failure>,
 }
 
 impl Choice {
@@ -336,7 +343,7 @@ impl Choice {
         ticket: Ticket,
         reading: &Reading,
         stops: Vec<String>,
-        guide_error: Option<GuideError>,
+        failure: Option<Failure>,
     ) -> Choice {
         // The marks of tool calls may be special tokens.
         let skip_special = reading.tools.is_none();
@@ -352,7 +359,7 @@ impl Choice {
             tools: tools.map(|(format, names)| ToolCallSplitter::new(format, names)),
             calls: 0,
             last_token: None,
-            guide_error,
+            failure,
         }
     }
 
@@ -421,7 +428,7 @@ impl Choice {
 
     /// All that was held back, and why it ends.
     fn end(&mut self, reason: FinishReason, delta: &mut Delta) -> Result<(), ApiError> {
-        if let Some(error) = self.guide_error.as_ref().and_then(GuideError::take) {
+        if let Some(error) = self.failure.as_ref().and_then(Failure::get) {
             let message = format!("the structure asked for is beyond the limits: {error}");
             return Err(ApiError::bad_request(message));
         }

@@ -18,7 +18,7 @@ mod error;
 mod fields;
 mod generation;
 mod guard;
-mod guide;
+pub mod guide;
 mod logprobs;
 mod metrics;
 mod page;

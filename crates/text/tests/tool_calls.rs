@@ -70,8 +70,8 @@ const CASES: &[Case] = &[
     ),
     (
         HERMES,
-        "Well.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": \
-         {\"city\": \"}\\\"</tool_call>\"}}\n\
+        "Well.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \
+         \"}\\\"</tool_call>\"}}\n\
          </tool_call>\n<tool_call>\n{\"arguments\": [1, {}], \"name\": \"time\"}\n</tool_call>\n",
         "Well.",
         &[

@@ -11,8 +11,9 @@ use crate::{Backend, Isa};
 
 /// Rows whose logits exist at one time. Even, so that bf16 pairs of rows never straddle chunks.
 const CHUNK: usize = 256;
-/// Stands in lanes beyond the vocabulary: far below any logit, far above what would overflow.
-const PAD: f32 = -1e30;
+/// Stands in lanes beyond the vocabulary, at any temperature: far below any logit over it, far
+/// above what would overflow.
+const PAD: f32 = -1e38;
 
 simd_fn! {
     /// For the logits s of a row over a temperature: their maximum, the sum of e^(s - max), and
@@ -21,17 +22,23 @@ simd_fn! {
         let factor = S::splat(inverse_temperature);
         let full = row.len() / LANES * LANES;
         let mut tail = [PAD; LANES];
-        tail[..row.len() - full].copy_from_slice(&row[full..]);
+        for (scaled, logit) in tail.iter_mut().zip(&row[full..]) {
+            *scaled = logit * inverse_temperature;
+        }
         let mut greatest = S::splat(f32::MIN);
         for i in (0..full).step_by(LANES) {
             greatest = S::max(S::mul(S::load(row.as_ptr().add(i)), factor), greatest);
         }
-        greatest = S::max(S::mul(S::load(tail.as_ptr()), factor), greatest);
+        greatest = S::max(S::load(tail.as_ptr()), greatest);
         let max = S::greatest(greatest);
         let (mut sum, mut weighted) = (S::splat(0.0), S::splat(0.0));
         for i in (0..=full).step_by(LANES) {
-            let s = if i < full { S::load(row.as_ptr().add(i)) } else { S::load(tail.as_ptr()) };
-            let s = S::sub(S::mul(s, factor), S::splat(max));
+            let s = if i < full {
+                S::mul(S::load(row.as_ptr().add(i)), factor)
+            } else {
+                S::load(tail.as_ptr())
+            };
+            let s = S::sub(s, S::splat(max));
             let e = crate::simd::exp::<S>(s);
             sum = S::add(sum, e);
             weighted = S::fma(e, s, weighted);
@@ -329,6 +336,39 @@ mod tests {
                     first.get_or_insert_with(|| now.clone()) == &now,
                     "{isa} x{threads}"
                 );
+            }
+        }
+    }
+
+    /// At a temperature without end every token is as likely as another, at the least only the
+    /// first is; what is impossible stays so, and nothing beyond the vocabulary counts.
+    #[test]
+    fn extreme_temperatures_count_the_vocabulary_alone() {
+        let never = f32::NEG_INFINITY;
+        let row = [1e30, -1e30, never, 0.0, 2.0];
+        for isa in Isa::available() {
+            let cpu = Cpu::new(1, isa);
+            let mut normalizers = [LogNormalizer::default(); 2];
+            let logits = [row, row].concat();
+            let temperatures = [f32::MAX, 1e-5];
+            log_normalizers(&cpu, Mat::new(&logits, 5), &temperatures, &mut normalizers);
+            let [hot, cold] = normalizers.map(|n| row.map(|logit| n.logprob(logit)));
+            let even = -4.0_f32.ln();
+            for (hot, want) in hot.into_iter().zip([even, even, never, even, even]) {
+                assert!(
+                    hot == want || (hot - want).abs() < 1e-6,
+                    "{isa}: {hot} {want}"
+                );
+            }
+            assert_eq!((cold[0], cold[2]), (0.0, never), "{isa}");
+            assert!(
+                cold[1] < -1e34 && cold[3] < -1e34 && cold[4] < -1e34,
+                "{isa}"
+            );
+            for (temperature, want) in [(f32::MAX, 0.25), (1e-5, 1.0)] {
+                let mut p = row;
+                softmax(&cpu, MatMut::new(&mut p, 5), temperature);
+                assert!((p[0] - want).abs() < 1e-6 && p[2] == 0.0, "{isa}: {p:?}");
             }
         }
     }

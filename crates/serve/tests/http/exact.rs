@@ -1,13 +1,11 @@
 //! The law over HTTP: the same request with the same seed gives the same bytes, whatever else the
 //! server does and however it does it.
 
-mod support;
-
+use crate::support::{Server, Setting, result};
 use engine::{EngineConfig, Speculation};
 use kernels::{Chance, Cpu, Isa, Purpose};
 use model::{Activations, Batch, Targets};
 use serde_json::{Value, json};
-use support::{Server, Setting, result};
 
 /// Requests of every kind, to both endpoints.
 fn requests() -> Vec<(&'static str, Value)> {
@@ -222,7 +220,7 @@ fn the_first_of_several_choices_is_the_only_one() {
 fn echoed_logprobs_are_those_of_training() {
     let server = Server::start(Setting::default());
     let backend = Cpu::new(1, Isa::best());
-    let model = support::model(&backend);
+    let model = crate::support::model(&backend);
     for (path, body) in requests() {
         if body["echo"] != true {
             continue;

@@ -1,16 +1,14 @@
 //! Requests as nobody should send them: an answer below 500 each time, and the next request is
 //! served as if nothing had been.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::time::Duration;
 
+use crate::support::{Server, Setting, request};
 use engine::EngineConfig;
 use serde_json::{Value, json};
 use serve::Access;
-use support::{Server, Setting, request};
 
 #[track_caller]
 fn assert_fine(server: &Server) {
@@ -22,7 +20,7 @@ fn assert_fine(server: &Server) {
 
 /// An OpenAI error object, and its field.
 #[track_caller]
-fn refused(answer: &support::Answer, status: u16) -> Value {
+fn refused(answer: &crate::support::Answer, status: u16) -> Value {
     assert_eq!(answer.status, status, "{}", answer.text());
     let error = answer.json()["error"].clone();
     assert!(
@@ -172,7 +170,7 @@ fn odd_conversations_are_refused_or_answered() {
     // Control tokens in a user's text are text: unknown words here.
     let body = json!({"messages": [message("user", json!("w1 <eos> w2"))]});
     let tokens = server.post("/tokenize", &body).json();
-    let spelled_out = [1, 60, 60, 2, support::THINK_OPEN];
+    let spelled_out = [1, 60, 60, 2, crate::support::THINK_OPEN];
     assert_eq!(tokens["tokens"], json!(spelled_out));
     assert_fine(&server);
 }
@@ -456,7 +454,7 @@ fn a_full_queue_is_said_to_be_full() {
     assert_fine(&server);
 }
 
-fn answers_first(answers: &[support::Answer]) -> Value {
+fn answers_first(answers: &[crate::support::Answer]) -> Value {
     let first = answers.iter().find(|answer| answer.status == 200);
     first.expect("one was served").json()["choices"].clone()
 }

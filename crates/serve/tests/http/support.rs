@@ -18,7 +18,6 @@ pub const VOCAB_SIZE: usize = 64;
 /// Ids of the words that mean something.
 pub const EOS: u32 = 61;
 pub const THINK_OPEN: u32 = 62;
-pub const THINK_CLOSE: u32 = 63;
 
 /// Weights large enough that distributions are not flat; one MTP layer, to draft with.
 pub fn config() -> Config {
