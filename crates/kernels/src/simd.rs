@@ -234,9 +234,9 @@ macro_rules! simd_fn {
      $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         $vis fn $name(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
-            use $crate::simd::Simd;
+            use $crate::stored::Widen;
             #[inline(always)]
-            unsafe fn generic<$S: Simd>($($arg: $ty),*) $(-> $ret)? {
+            unsafe fn generic<$S: Widen>($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: each caller below has the instruction set of the type it names.
                 #[allow(unused_unsafe)]
                 unsafe { $body }

@@ -7,6 +7,7 @@
 //! no running maximum exists whose history could depend on chunks or blocks (the row law).
 
 mod backward;
+mod rows;
 
 pub(crate) use backward::attention_backward;
 
@@ -20,6 +21,10 @@ use std::cell::RefCell;
 
 /// Rows of scores that one work item holds: a row is one head of one query.
 const SCORE_ROWS: usize = 96;
+
+/// Up to so many rows of scores read keys and values in place: packing them would cost more than
+/// the products.
+const ROWS_IN_PLACE: usize = 4;
 
 /// Where the keys of a sequence lie.
 #[derive(Clone, Copy)]
@@ -70,6 +75,8 @@ impl Heads {
 struct Scratch {
     keys: Vec<f32>,
     values: Vec<f32>,
+    /// Where rows read in place begin.
+    starts: Vec<usize>,
     key_panels: Vec<u32>,
     value_panels: Vec<u32>,
     other_panels: Vec<u32>,
@@ -439,12 +446,23 @@ impl Forward<'_> {
         let padded = item.padded_keys();
         let Scratch {
             keys: gathered,
+            starts,
             key_panels,
             scores,
             ..
         } = scratch;
         let width = self.shape.qk_dim;
         let (column, sequences) = (item.kv_head * width, self.sequences);
+        if rows <= ROWS_IN_PLACE {
+            scores.resize(rows * padded, 0.0);
+            rows::starts(self.k, sequences, item, keys, column, starts);
+            let places = RowPlaces::new(item, self.shape, self.q.stride, width);
+            for (r, row) in scores.chunks_exact_mut(padded).take(rows).enumerate() {
+                let q = &self.q.data[places.at(r)..][..width];
+                rows::scores(self.isa, q, self.k.data, starts, row);
+            }
+            return;
+        }
         let k = key_rows(self.k, sequences, item, keys, column, width, gathered);
         panels_of_rows(self.isa, k, key_panels);
         scores.resize(rows * padded, 0.0);
@@ -478,6 +496,7 @@ impl Forward<'_> {
         let (rows, keys) = (item.rows(self.shape), item.keys());
         let Scratch {
             values: gathered,
+            starts,
             value_panels,
             scores,
             inverse_sums,
@@ -485,16 +504,25 @@ impl Forward<'_> {
         } = scratch;
         let width = self.shape.v_dim;
         let (column, sequences) = (item.kv_head * width, self.sequences);
-        let v = key_rows(self.v, sequences, item, keys, column, width, gathered);
-        panels_of_columns(self.isa, v, value_panels);
-        let weights = (scores.as_ptr(), RowPlaces::of_scores(item, self.shape));
         let places = RowPlaces::new(item, self.shape, self.out_stride, width);
-        let to = (self.out.pointer(), places);
-        product(self.isa, weights, value_panels, to, rows, width, keys);
-        for (r, &inverse_sum) in inverse_sums.iter().enumerate() {
+        let in_place = rows <= ROWS_IN_PLACE;
+        if in_place {
+            rows::starts(self.v, sequences, item, keys, column, starts);
+        } else {
+            let v = key_rows(self.v, sequences, item, keys, column, width, gathered);
+            panels_of_columns(self.isa, v, value_panels);
+            let weights = (scores.as_ptr(), RowPlaces::of_scores(item, self.shape));
+            let to = (self.out.pointer(), places);
+            product(self.isa, weights, value_panels, to, rows, width, keys);
+        }
+        let weights = scores.chunks_exact(item.padded_keys());
+        for (r, (weights, &inverse_sum)) in weights.zip(inverse_sums.iter()).enumerate() {
             let at = places.at(r);
             // SAFETY: each row of out belongs to one item.
             let row = unsafe { self.out.slice(at..at + width) };
+            if in_place {
+                rows::weighted_sum(self.isa, weights, self.v.data, starts, row);
+            }
             normalise(self.isa, row, inverse_sum);
         }
     }
