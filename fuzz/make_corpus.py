@@ -1,8 +1,8 @@
-"""Writes fuzz/corpus/safetensors, fuzz/corpus/config and the models of fuzz/corpus/gguf: small
-files, each broken in one way.
+"""Writes fuzz/corpus/safetensors, fuzz/corpus/config, fuzz/corpus/chat_request and the models of
+fuzz/corpus/gguf: small files, each broken in one way.
 
-Of the first two, files whose names start with `valid` are accepted and all others refused. Of the
-third, it writes `valid_model_*`, which are accepted, and `model_*`, which are refused for what they
+Of the first three, files whose names start with `valid` are accepted and all others refused. Of the
+last, it writes `valid_model_*`, which are accepted, and `model_*`, which are refused for what they
 say, not for how. Run it from anywhere; it needs Python alone and always writes the same bytes.
 """
 
@@ -281,6 +281,91 @@ def gguf():
     return {f"{name}.gguf": data for name, data in files.items()}
 
 
+def requests():
+    """A digit that chooses the path (`promises/chat_request.rs`), and the body."""
+    def chat(**more):
+        return {"messages": [{"role": "user", "content": "6 * 7 ?"}]} | more
+    tool = {"name": "f", "description": "a", "parameters": {"type": "object"}}
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    item = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    use = {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}}
+    user = {"role": "user", "content": "a"}
+    turns = [user, {"role": "assistant", "content": None, "reasoning": "b", "tool_calls": [call]},
+             {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "42"}]}]
+    items = [user, {"type": "reasoning", "summary": [],
+                    "content": [{"type": "reasoning_text", "text": "b"}]},
+             item, {"type": "function_call_output", "call_id": "c", "output": "42"},
+             {"role": "assistant", "content": [{"type": "output_text", "text": "c"}]}, user]
+    blocks = [user, {"role": "assistant", "content": [
+                  {"type": "thinking", "thinking": "b", "signature": ""}, use]},
+              {"role": "user", "content": [
+                  {"type": "tool_result", "tool_use_id": "t", "content": "42"},
+                  {"type": "text", "text": "?"}]}]
+    input_tool = {"name": "f", "input_schema": {"type": "object"}}
+    message = {"messages": blocks, "max_tokens": 4}
+    bodies = {
+        "valid_chat": (0, chat(n=2, temperature=0.7, top_p=0.9, stop=["a", "b"], seed=-1,
+                               logit_bias={"1": 5, "2": -100}, logprobs=True, top_logprobs=3)),
+        "valid_chat_tools": (0, {"messages": turns, "tools": [{"type": "function",
+                                                               "function": tool}]}),
+        "valid_chat_effort": (0, chat(reasoning_effort="none", thinking={"budget_tokens": 3},
+                                      chat_template_kwargs={"enable_thinking": False})),
+        "valid_text": (1, {"prompt": ["a b", [1, 2]], "max_tokens": 0, "echo": True}),
+        "valid_text_ids": (1, {"prompt": [1, 2, 3], "logprobs": 2, "stream": True}),
+        "valid_response": (2, {"input": "6 * 7 ?", "instructions": "a", "metadata": {"a": "b"},
+                               "include": ["message.output_text.logprobs"], "top_logprobs": 2,
+                               "text": {"format": {"type": "text"}}, "store": True,
+                               "reasoning": {"effort": "low", "summary": "auto"}}),
+        "valid_response_items": (2, {"input": items, "tools": [{"type": "function"} | tool],
+                                     "tool_choice": "auto", "max_output_tokens": 1e30}),
+        "valid_message": (3, message | {"system": [{"type": "text", "text": "a"}], "top_k": 3,
+                                        "stop_sequences": ["a"], "metadata": {"user_id": "b"},
+                                        "thinking": {"type": "enabled", "budget_tokens": 2}}),
+        "valid_message_tools": (3, message | {"tools": [input_tool],
+                                              "tool_choice": {"type": "auto"}}),
+        "valid_count": (4, message | {"thinking": {"type": "disabled"}}),
+        "valid_tokenize": (5, {"prompt": "a <eos> b", "return_token_strs": True}),
+        "valid_tokenize_chat": (5, chat()),
+        "valid_detokenize": (6, {"tokens": [1, 2, 15]}),
+        "valid_chat_regex": (0, chat(structured_outputs={"regex": "[ab]+"})),
+        "valid_chat_called": (0, chat(tool_choice="required", tools=[{"type": "function",
+                                                                      "function": tool}])),
+        "valid_response_schema": (2, {"input": "a", "text": {"format": {
+            "type": "json_schema", "name": "x", "schema": {"type": "object"}}}}),
+        "valid_message_called": (3, message | {"tools": [input_tool],
+                                               "tool_choice": {"type": "tool", "name": "f"}}),
+        "valid_chat_regex_huge": (0, chat(guided_regex="(.*){1,1000}{1,1000}")),
+        "response_schema_cycle": (2, {"input": "a", "text": {"format": {
+            "type": "json_schema", "schema": {"$ref": "#/a", "a": {"$ref": "#/b"}}}}}),
+        "chat_empty": (0, {"messages": []}),
+        "chat_role": (0, {"messages": [{"role": "king", "content": "a"}]}),
+        "chat_template": (0, chat(chat_template="{{ 1 }}")),
+        "chat_kwargs": (0, chat(chat_template_kwargs={"tokenize": True})),
+        "chat_schema_twice": (0, chat(guided_regex="a", guided_json={})),
+        "chat_choice_unknown": (0, chat(tool_choice={"function": {"name": "g"}})),
+        "chat_model": (0, chat(model="../../x")),
+        "text_id_beyond": (1, {"prompt": [270]}),
+        "text_empty": (1, {"prompt": ""}),
+        "response_memory": (2, {"input": "a", "previous_response_id": "resp_1"}),
+        "response_background": (2, {"input": "a", "background": True}),
+        "response_item": (2, {"input": [{"type": "item_reference", "id": "x"}]}),
+        "response_metadata": (2, {"input": "a", "metadata": {"a": 1}}),
+        "message_no_limit": (3, {"messages": [user]}),
+        "message_image": (3, {"max_tokens": 1, "messages": [
+            {"role": "user", "content": [{"type": "image"}]}]}),
+        "message_continued": (3, {"max_tokens": 1, "messages": blocks[:2]}),
+        "count_list": (4, [1]),
+        "detokenize_text": (6, {"tokens": ["a"]}),
+    }
+    files = {name: b"%d" % path + json.dumps(body).encode()
+             for name, (path, body) in bodies.items()}
+    files["not_json"] = b"0{messages"
+    files["not_utf8"] = b'1{"prompt": "\xff"}'
+    files["deep"] = b"2" + b"[" * 200
+    files["empty"] = b""
+    return files
+
+
 def write(kind, files):
     folder = CORPUS / kind
     folder.mkdir(parents=True, exist_ok=True)
@@ -294,3 +379,4 @@ if __name__ == "__main__":
     write("safetensors", safetensors())
     write("config", config())
     write("gguf", gguf())
+    write("chat_request", requests())

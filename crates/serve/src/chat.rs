@@ -13,12 +13,12 @@ use crate::conversation::{Conversation, Prompted};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::generation::{Delta, Finish, Generation, Plan, Reading, Usage};
-use crate::guide::Thinking;
+use crate::guide::{Shape, Thinking};
 use crate::logprobs::{ChatLogprobs, chat_logprobs};
 use crate::reply::{Head, UsageReply, json_response};
-use crate::sampling::{MAX_N, MAX_TOP_LOGPROBS, sampling};
+use crate::sampling::{MAX_N, MAX_TOP_LOGPROBS, Sampling, sampling};
 use crate::service::{App, Arrival};
-use crate::shape::{grammar, tool_choice, tool_format};
+use crate::shape::{ToolChoice, grammar, shape, tool_choice, tool_format};
 use crate::stream::{self, Frames};
 
 /// A request that has been read, and what to do with its deltas.
@@ -71,14 +71,17 @@ pub fn prepare(app: &App, body: &Value, arrival: Arrival) -> Result<Prepared, Ap
     let mut sampling = sampling(&fields, app, app.fresh_seed(arrival.number))?;
     sampling.params.top_logprobs = top_logprobs;
     let conversation = Conversation::read(&fields, app.tool_format)?;
-    let max_tokens = max_tokens(&fields)?;
     let plan = Planned {
+        choice: tool_choice(&fields, &conversation.tool_names())?,
         conversation: &conversation,
         n,
-        max_tokens,
+        max_tokens: max_tokens(&fields)?,
+        structure: shape(&fields, "response_format")?,
+        parallel: fields.flag("parallel_tool_calls")?.unwrap_or(true),
+        thinking_budget: thinking_budget(&fields)?,
     };
     let head = Head::new(app, "chatcmpl", arrival, sampling.params.seed);
-    let plan = plan.plan(app, &fields, sampling)?;
+    let plan = plan.plan(app, sampling)?;
     Ok(Prepared {
         plan,
         head,
@@ -97,24 +100,25 @@ pub struct Planned<'a> {
     pub conversation: &'a Conversation,
     pub n: usize,
     pub max_tokens: Option<usize>,
+    pub choice: ToolChoice,
+    /// The structure asked for, and the field that asks.
+    pub structure: Option<(String, Shape)>,
+    /// Whether several tools may be called at once.
+    pub parallel: bool,
+    /// Tokens of thinking at most.
+    pub thinking_budget: Option<usize>,
 }
 
 impl Planned<'_> {
     /// # Errors
-    /// Whatever is wrong with tools, structure or the thinking's budget; the queue is full.
-    pub fn plan(
-        self,
-        app: &App,
-        fields: &Fields,
-        sampling: crate::sampling::Sampling,
-    ) -> Result<Plan, ApiError> {
-        let names = self.conversation.tool_names();
-        let choice = tool_choice(fields, &names)?;
-        let format = tool_format(app, &choice)?;
-        let grammar = grammar(fields, app, self.conversation, &choice)?;
+    /// Whatever is wrong with tools or structure; the queue is full.
+    pub fn plan(self, app: &App, sampling: Sampling) -> Result<Plan, ApiError> {
+        let format = tool_format(app, &self.choice)?;
+        let tools = &self.conversation.tools;
+        let grammar = grammar(app, self.structure, tools, &self.choice, self.parallel)?;
         let places = app.reserve(self.n)?;
         let prompted = self.conversation.prompt(app)?;
-        let thinking = thinking(app, fields, &prompted)?;
+        let thinking = thinking(app, &prompted, self.thinking_budget)?;
         Ok(Plan {
             prompts: vec![prompted.token_ids],
             n: self.n,
@@ -124,7 +128,7 @@ impl Planned<'_> {
             reading: Reading {
                 splits_thinking: true,
                 primed: prompted.primed,
-                tools: format.map(|format| (format, names)),
+                tools: format.map(|format| (format, self.conversation.tool_names())),
             },
             thinking,
             grammar,
@@ -133,15 +137,26 @@ impl Planned<'_> {
     }
 }
 
-/// How `</think>` ends the thinking, where the prompt opens it, and after how many tokens it has
-/// to. vLLM's name of the field, and Anthropic's.
-fn thinking(app: &App, fields: &Fields, prompted: &Prompted) -> Result<Option<Thinking>, ApiError> {
+/// After how many tokens the thinking has to end: vLLM's name of the field, and Anthropic's.
+///
+/// # Errors
+/// It is no number.
+pub fn thinking_budget(fields: &Fields) -> Result<Option<usize>, ApiError> {
     let mut budget = fields.clamped("thinking_token_budget", 0..=u64::from(u32::MAX))?;
     if let Some(object) = fields.object("thinking")?
         && let Some(tokens) = object.clamped("budget_tokens", 0..=u64::from(u32::MAX))?
     {
         budget = Some(tokens);
     }
+    Ok(budget.map(|tokens| tokens as usize))
+}
+
+/// How `</think>` ends the thinking, where the prompt opens it.
+fn thinking(
+    app: &App,
+    prompted: &Prompted,
+    budget: Option<usize>,
+) -> Result<Option<Thinking>, ApiError> {
     let close = app.tokenizer.encode("</think>")?;
     if close.is_empty() || prompted.has_thought {
         return Ok(None);
@@ -150,7 +165,7 @@ fn thinking(app: &App, fields: &Fields, prompted: &Prompted) -> Result<Option<Th
         primed: prompted.primed,
         opens: app.tokenizer.encode("<think>")?,
         close,
-        budget: budget.map(|tokens| tokens as usize),
+        budget,
     }))
 }
 

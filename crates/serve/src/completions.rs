@@ -11,7 +11,6 @@ use serde_json::Value;
 use text::AnswerPiece;
 
 use crate::chat::{Told, finish_words, streaming};
-use crate::conversation::Conversation;
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
 use crate::generation::{Delta, Finish, Generation, Plan, Reading, Usage};
@@ -19,7 +18,7 @@ use crate::logprobs::TextLogprobs;
 use crate::reply::{Head, UsageReply, json_response};
 use crate::sampling::{MAX_N, MAX_TOP_LOGPROBS, sampling, token_ids};
 use crate::service::{App, Arrival};
-use crate::shape::{ToolChoice, grammar};
+use crate::shape::{ToolChoice, grammar, shape};
 use crate::stream::{self, Frames};
 
 const MAX_PROMPTS: usize = 512;
@@ -78,8 +77,8 @@ pub fn prepare(app: &Arc<App>, body: &Value, arrival: Arrival) -> Result<Prepare
         let message = "must be at least 1, or 0 together with `echo`";
         return Err(fields.error("max_tokens", message));
     }
-    let conversation = Conversation::default();
-    let grammar = grammar(&fields, app, &conversation, &ToolChoice::None)?;
+    let structure = shape(&fields, "response_format")?;
+    let grammar = grammar(app, structure, &[], &ToolChoice::None, false)?;
     let count = prompt_count(fields.required("prompt")?);
     let places = app.reserve(n * count)?;
     let prompts = prompts(app, &fields)?;

@@ -20,8 +20,11 @@ pub struct Conversation {
     pub messages: Vec<Message>,
     /// Of functions, as the API has them.
     pub tools: Vec<Value>,
-    pub kwargs: Vec<(&'static str, Value)>,
+    pub kwargs: Kwargs,
 }
+
+/// What a template is told beside the messages.
+pub type Kwargs = Vec<(&'static str, Value)>;
 
 /// A prompt, and where it leaves the model.
 #[derive(Clone, Debug)]
@@ -39,20 +42,8 @@ impl Conversation {
     /// # Errors
     /// Whatever is wrong with them, by its place.
     pub fn read(fields: &Fields, format: Option<ToolFormat>) -> Result<Conversation, ApiError> {
-        for name in NOT_TAKEN {
-            if fields.value(name).is_some() {
-                return Err(fields.error(name, "is not taken from requests"));
-            }
-        }
-        let list = fields.required("messages")?;
-        let Some(list) = list.as_array() else {
-            return Err(wrong("messages", list, "a list of messages"));
-        };
-        if list.is_empty() || list.len() > MAX_MESSAGES {
-            let count = list.len();
-            let message = format!("has {count} messages; 1 to {MAX_MESSAGES} are allowed");
-            return Err(fields.error("messages", message));
-        }
+        not_taken(fields)?;
+        let list = messages(fields, "messages")?;
         let read = |(place, value): (usize, &Value)| {
             message(&Fields::new(value, &format!("messages[{place}]"))?, format)
         };
@@ -63,7 +54,7 @@ impl Conversation {
                 .map(read)
                 .collect::<Result<_, _>>()?,
             tools: tools(fields)?,
-            kwargs: kwargs(fields)?,
+            kwargs: kwargs(fields, Some(fields), "reasoning_effort")?,
         })
     }
 
@@ -128,7 +119,7 @@ fn message(fields: &Fields, format: Option<ToolFormat>) -> Result<Message, ApiEr
         }
         None => return Err(fields.error("role", "is required and missing")),
     };
-    let content = content(fields)?;
+    let content = content(fields, "content")?;
     let tool_calls = match role {
         "assistant" => tool_calls(fields, format)?,
         _ => None,
@@ -153,15 +144,45 @@ fn message(fields: &Fields, format: Option<ToolFormat>) -> Result<Message, ApiEr
     })
 }
 
+/// What no request may bring along.
+///
+/// # Errors
+/// It is there.
+pub fn not_taken(fields: &Fields) -> Result<(), ApiError> {
+    let given = NOT_TAKEN.iter().find(|name| fields.value(name).is_some());
+    given.map_or(Ok(()), |name| {
+        Err(fields.error(name, "is not taken from requests"))
+    })
+}
+
+/// A list of messages, neither empty nor endless.
+///
+/// # Errors
+/// It is.
+pub fn messages<'a>(fields: &Fields<'a>, name: &str) -> Result<&'a [Value], ApiError> {
+    fields.required(name)?;
+    let list = fields.list(name)?.unwrap_or_default();
+    match list.len() {
+        1..=MAX_MESSAGES => Ok(list),
+        count => {
+            let message = format!("has {count} messages; 1 to {MAX_MESSAGES} are allowed");
+            Err(fields.error(name, message))
+        }
+    }
+}
+
 /// A string, or parts of type text, which are joined.
-fn content(fields: &Fields) -> Result<Option<String>, ApiError> {
-    let parts = match fields.value("content") {
+///
+/// # Errors
+/// Anything else.
+pub fn content(fields: &Fields, name: &str) -> Result<Option<String>, ApiError> {
+    let parts = match fields.value(name) {
         None => return Ok(None),
         Some(Value::String(text)) => return Ok(Some(text.clone())),
         Some(Value::Array(parts)) => parts,
         Some(value) => {
             return Err(wrong(
-                &fields.path("content"),
+                &fields.path(name),
                 value,
                 "a string or a list of parts",
             ));
@@ -169,7 +190,7 @@ fn content(fields: &Fields) -> Result<Option<String>, ApiError> {
     };
     let mut text = String::new();
     for (place, part) in parts.iter().enumerate() {
-        let part = Fields::new(part, &format!("{}[{place}]", fields.path("content")))?;
+        let part = Fields::new(part, &format!("{}[{place}]", fields.path(name)))?;
         match part.text("type")? {
             Some("text" | "input_text" | "output_text") => {
                 let piece = part.text("text")?;
@@ -189,7 +210,6 @@ fn tool_calls(fields: &Fields, format: Option<ToolFormat>) -> Result<Option<Vec<
     let Some(list) = fields.list("tool_calls")?.filter(|list| !list.is_empty()) else {
         return Ok(None);
     };
-    let as_text = matches!(format, Some(ToolFormat::DeepSeek | ToolFormat::DeepSeekV31));
     let mut calls = Vec::new();
     for (place, call) in list.iter().enumerate() {
         let call = Fields::new(call, &format!("{}[{place}]", fields.path("tool_calls")))?;
@@ -197,39 +217,46 @@ fn tool_calls(fields: &Fields, format: Option<ToolFormat>) -> Result<Option<Vec<
         let function = function.ok_or_else(|| call.error("function", "is required and missing"))?;
         let name = function.text("name")?;
         let name = name.ok_or_else(|| function.error("name", "is required and missing"))?;
-        let given = function.value("arguments");
-        let arguments = match (given, as_text) {
-            (None, true) => Value::from("{}"),
-            (None, false) => Value::Object(Map::new()),
-            (Some(text @ Value::String(_)), true) => text.clone(),
-            (Some(Value::String(text)), false) => serde_json::from_str(text).map_err(|error| {
-                function.error("arguments", format!("must be JSON in a string: {error}"))
-            })?,
-            (Some(object @ Value::Object(_)), true) => Value::from(object.to_string()),
-            (Some(object @ Value::Object(_)), false) => object.clone(),
-            (Some(value), _) => {
-                return Err(wrong(
-                    &function.path("arguments"),
-                    value,
-                    "JSON in a string",
-                ));
-            }
-        };
-        let id = call.text("id")?.unwrap_or("");
-        calls.push(serde_json::json!({
-            "id": id, "type": "function", "function": {"name": name, "arguments": arguments},
-        }));
+        let arguments = arguments(&function, "arguments", format)?;
+        calls.push(call_value(call.text("id")?.unwrap_or(""), name, arguments));
     }
     Ok(Some(calls))
 }
 
+/// A call as templates have it.
+pub fn call_value(id: &str, name: &str, arguments: Value) -> Value {
+    serde_json::json!({
+        "id": id, "type": "function", "function": {"name": name, "arguments": arguments},
+    })
+}
+
+/// The arguments of a call: JSON in a string, or an object.
+///
+/// # Errors
+/// Neither.
+pub fn arguments(
+    function: &Fields,
+    name: &str,
+    format: Option<ToolFormat>,
+) -> Result<Value, ApiError> {
+    let as_text = matches!(format, Some(ToolFormat::DeepSeek | ToolFormat::DeepSeekV31));
+    Ok(match (function.value(name), as_text) {
+        (None, true) => Value::from("{}"),
+        (None, false) => Value::Object(Map::new()),
+        (Some(text @ Value::String(_)), true) => text.clone(),
+        (Some(Value::String(text)), false) => serde_json::from_str(text)
+            .map_err(|error| function.error(name, format!("must be JSON in a string: {error}")))?,
+        (Some(object @ Value::Object(_)), true) => Value::from(object.to_string()),
+        (Some(object @ Value::Object(_)), false) => object.clone(),
+        (Some(value), _) => {
+            return Err(wrong(&function.path(name), value, "JSON in a string"));
+        }
+    })
+}
+
 /// Functions that the model may call.
 fn tools(fields: &Fields) -> Result<Vec<Value>, ApiError> {
-    let list = fields.list("tools")?.unwrap_or_default();
-    if list.len() > MAX_TOOLS {
-        let message = format!("has {} tools; at most {MAX_TOOLS} are allowed", list.len());
-        return Err(fields.error("tools", message));
-    }
+    let list = tool_list(fields)?;
     let mut tools: Vec<Value> = Vec::new();
     for (place, tool) in list.iter().enumerate() {
         let path = format!("{}[{place}]", fields.path("tools"));
@@ -240,18 +267,67 @@ fn tools(fields: &Fields) -> Result<Vec<Value>, ApiError> {
         }
         let function = tool.object("function")?;
         let function = function.ok_or_else(|| tool.error("function", "is required and missing"))?;
-        let name = function.text("name")?;
-        let name = name.ok_or_else(|| function.error("name", "is required and missing"))?;
-        check_name(&function, name)?;
-        if tools.iter().any(|other| other["function"]["name"] == name) {
-            return Err(function.error("name", "is the name of an earlier tool too"));
-        }
-        function.text("description")?;
-        function.object("parameters")?;
+        check_function(&function, "parameters", &tools)?;
         let function = list[place]["function"].clone();
         tools.push(serde_json::json!({"type": "function", "function": function}));
     }
     Ok(tools)
+}
+
+/// The list in `tools`.
+///
+/// # Errors
+/// It is too long, or none.
+pub fn tool_list<'a>(fields: &Fields<'a>) -> Result<&'a [Value], ApiError> {
+    let list = fields.list("tools")?.unwrap_or_default();
+    match list.len() <= MAX_TOOLS {
+        true => Ok(list),
+        false => {
+            let message = format!("has {} tools; at most {MAX_TOOLS} are allowed", list.len());
+            Err(fields.error("tools", message))
+        }
+    }
+}
+
+/// The name of a function, which the tools before it do not have, with its description and, under
+/// the name that the API has for it, its schema.
+///
+/// # Errors
+/// Whatever is wrong with these.
+pub fn check_function<'a>(
+    function: &Fields<'a>,
+    schema: &str,
+    earlier: &[Value],
+) -> Result<&'a str, ApiError> {
+    let name = function.text("name")?;
+    let name = name.ok_or_else(|| function.error("name", "is required and missing"))?;
+    check_name(function, name)?;
+    if earlier
+        .iter()
+        .any(|other| other["function"]["name"] == name)
+    {
+        return Err(function.error("name", "is the name of an earlier tool too"));
+    }
+    function.text("description")?;
+    function.object(schema)?;
+    Ok(name)
+}
+
+/// A function in the form that templates and chats have, from one that lies flat in its list.
+///
+/// # Errors
+/// Whatever is wrong with it.
+pub fn flat_tool(tool: &Fields, schema: &str, earlier: &[Value]) -> Result<Value, ApiError> {
+    let mut function = Map::new();
+    let name = check_function(tool, schema, earlier)?;
+    function.insert("name".to_string(), Value::from(name));
+    for (key, value) in [
+        ("description", tool.value("description")),
+        ("parameters", tool.value(schema)),
+    ] {
+        function.extend(value.map(|value| (key.to_string(), value.clone())));
+    }
+    Ok(serde_json::json!({"type": "function", "function": function}))
 }
 
 fn check_name(function: &Fields, name: &str) -> Result<(), ApiError> {
@@ -265,9 +341,13 @@ fn check_name(function: &Fields, name: &str) -> Result<(), ApiError> {
     }
 }
 
-/// Settings of the template: those that a client may set, and no others.
-fn kwargs(fields: &Fields) -> Result<Vec<(&'static str, Value)>, ApiError> {
-    let mut kwargs: Vec<(&'static str, Value)> = Vec::new();
+/// Settings of the template: those that a client may set, and no others; among them the effort of
+/// thinking, under the name that the API has for it.
+///
+/// # Errors
+/// Whatever is wrong with them.
+pub fn kwargs(fields: &Fields, holder: Option<&Fields>, effort: &str) -> Result<Kwargs, ApiError> {
+    let mut kwargs = Kwargs::new();
     if let Some(given) = fields.object("chat_template_kwargs")? {
         let object = fields
             .value("chat_template_kwargs")
@@ -293,24 +373,33 @@ fn kwargs(fields: &Fields) -> Result<Vec<(&'static str, Value)>, ApiError> {
             kwargs.push((known, value.clone()));
         }
     }
-    let effort = fields.text("reasoning_effort")?;
-    if let Some(effort) = effort {
-        let known = ["none", "minimal", "low", "medium", "high", "xhigh"];
-        if !known.contains(&effort) {
+    if let Some(holder) = holder
+        && let Some(word) = holder.text(effort)?
+    {
+        let known = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+        if !known.contains(&word) {
             let message = format!("must be one of {}", known.join(", "));
-            return Err(fields.error("reasoning_effort", message));
+            return Err(holder.error(effort, message));
         }
-        let set = |name, kwargs: &[(&str, Value)]| kwargs.iter().any(|(known, _)| *known == name);
-        if !set("reasoning_effort", &kwargs) {
-            kwargs.push(("reasoning_effort", Value::from(effort)));
-        }
-        for name in ["enable_thinking", "thinking"] {
-            if effort == "none" && !set(name, &kwargs) {
-                kwargs.push((name, Value::Bool(false)));
-            }
+        set_default(&mut kwargs, "reasoning_effort", Value::from(word));
+        if word == "none" {
+            set_thinking(&mut kwargs, false);
         }
     }
     Ok(kwargs)
+}
+
+/// Whether to think, in the two names that templates have for it, unless the client says otherwise.
+pub fn set_thinking(kwargs: &mut Kwargs, thinks: bool) {
+    for name in ["enable_thinking", "thinking"] {
+        set_default(kwargs, name, Value::Bool(thinks));
+    }
+}
+
+fn set_default(kwargs: &mut Kwargs, name: &'static str, value: Value) {
+    if kwargs.iter().all(|(known, _)| *known != name) {
+        kwargs.push((name, value));
+    }
 }
 
 /// The message with its texts marked, so that nothing in them becomes a control token.

@@ -135,7 +135,7 @@ impl<'a> Fields<'a> {
 }
 
 /// A whole number, also where it is written as 3.0 or beyond 64 bits.
-fn whole(value: &Value) -> Option<u64> {
+pub fn whole(value: &Value) -> Option<u64> {
     if let Some(number) = value.as_u64() {
         return Some(number);
     }

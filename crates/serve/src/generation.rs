@@ -122,7 +122,7 @@ impl Generation {
         arrival: Arrival,
     ) -> Result<Generation, ApiError> {
         let count = plan.prompts.len() * plan.n;
-        let (sink, events) = mpsc::channel(UNREAD_STEPS.max(2 * count));
+        let (sink, events) = mpsc::channel(UNREAD_STEPS * count);
         let prompt_tokens = plan.prompts.iter().map(Vec::len).sum();
         let mut places = std::mem::take(&mut plan.places).into_iter();
         let mut choices = Vec::with_capacity(count);

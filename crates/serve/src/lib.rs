@@ -10,8 +10,10 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod blocks;
 mod body;
 mod chat;
+mod check;
 mod completions;
 mod conversation;
 mod error;
@@ -20,9 +22,11 @@ mod generation;
 mod guard;
 pub mod guide;
 mod logprobs;
+mod messages;
 mod metrics;
 mod page;
 mod reply;
+mod responses;
 mod routes;
 mod sampling;
 mod service;
@@ -44,6 +48,7 @@ use guard::Guard;
 use service::{App, Phase};
 use worker::{Condition, Worker};
 
+pub use check::RequestReader;
 pub use guard::Access;
 pub use service::Served;
 pub use worker::{Log, Machine};

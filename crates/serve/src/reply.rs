@@ -32,6 +32,17 @@ impl Head {
         }
     }
 
+    #[cfg(test)]
+    pub fn made_up(prefix: &str) -> Head {
+        Head {
+            id: format!("{prefix}-1"),
+            created: 0,
+            model: "small".to_string(),
+            system_fingerprint: FINGERPRINT,
+            seed: 1,
+        }
+    }
+
     /// The part of the id that is the request's own.
     pub fn token(&self) -> &str {
         self.id

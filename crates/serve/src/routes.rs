@@ -7,7 +7,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderValue, Method, Response, StatusCode, header};
+use axum::http::{HeaderValue, Method, Response, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use crate::error::ApiError;
 use crate::reply::json_response;
 use crate::service::{App, Arrival};
 use crate::worker::Condition;
-use crate::{chat, completions, page, tokens};
+use crate::{chat, completions, messages, page, responses, tokens};
 
 /// Where a connection comes from, as the accept loop notes it.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +36,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*name}", get(model))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
+        .route("/v1/responses", post(responses))
+        .route("/v1/messages", post(messages))
+        .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/tokenizer_info", get(tokenizer_info))
@@ -55,13 +58,12 @@ async fn guard(State(app): Shared, request: Request, next: Next) -> Response<Bod
         let path: String = request.uri().path().chars().take(200).collect();
         format!("{} {path}", request.method())
     });
-    let is_anthropic = request.uri().path().starts_with("/v1/messages");
+    let in_shape = shape_of(request.uri().path());
     let mut response = match app.guard.check(request.uri(), headers) {
         // A browser asks without the key whether it may ask with it.
         _ if preflight => preflight_response(),
         Ok(()) => next.run(request).await,
-        Err(error) if is_anthropic => error.response(&error.anthropic()),
-        Err(error) => error.response(&error.openai()),
+        Err(error) => error.response(&in_shape(&error)),
     };
     let status = response.status().as_u16();
     app.metrics.responded(status);
@@ -92,17 +94,26 @@ fn preflight_response() -> Response<Body> {
     response
 }
 
+/// How the API of a path shows errors.
+fn shape_of(path: &str) -> fn(&ApiError) -> Value {
+    match path.starts_with("/v1/messages") {
+        true => ApiError::anthropic,
+        false => ApiError::openai,
+    }
+}
+
 async fn unknown(request: Request) -> Response<Body> {
+    let in_shape = shape_of(request.uri().path());
     let path: String = request.uri().path().chars().take(200).collect();
     let message = format!("there is nothing at {path}; /openapi.json lists what there is");
     let error = ApiError::new(StatusCode::NOT_FOUND, message);
-    error.response(&error.openai())
+    error.response(&in_shape(&error))
 }
 
-async fn wrong_method(method: Method) -> Response<Body> {
+async fn wrong_method(method: Method, uri: Uri) -> Response<Body> {
     let message = format!("this path does not answer to {method}");
     let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message);
-    error.response(&error.openai())
+    error.response(&shape_of(uri.path())(&error))
 }
 
 /// 200 when the model answers; work in progress for too long counts against it.
@@ -126,11 +137,15 @@ async fn metrics(State(app): Shared) -> Response<Body> {
     response
 }
 
-async fn openapi() -> Response<Body> {
-    let mut response = Response::new(Body::from(include_str!("openapi.json")));
-    let kind = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    response
+/// The document, with what only this model's requests are held to.
+async fn openapi(State(app): Shared) -> Response<Body> {
+    let document = include_str!("openapi.json");
+    let mut document: Value = serde_json::from_str(document).expect("the document is JSON");
+    let schemas = &mut document["components"]["schemas"];
+    let names = app.served.names.iter().map(|name| json!(name));
+    schemas["ModelName"]["enum"] = names.chain([Value::Null]).collect();
+    schemas["TokenId"]["maximum"] = json!(app.served.vocab_size - 1);
+    json_response(&document)
 }
 
 async fn models(State(app): Shared) -> Response<Body> {
@@ -170,6 +185,32 @@ async fn completions(State(app): Shared, request: Request) -> Response<Body> {
     openai(outcome.await)
 }
 
+async fn responses(State(app): Shared, request: Request) -> Response<Body> {
+    let outcome = async {
+        let (arrival, bytes) = taken(&app, request).await?;
+        let preparing = Arc::clone(&app);
+        let prepared =
+            aside(move || responses::prepare(&preparing, &body::parse(&bytes)?, arrival)).await?;
+        responses::answer(app, prepared, arrival).await
+    };
+    openai(outcome.await)
+}
+
+async fn messages(State(app): Shared, request: Request) -> Response<Body> {
+    let outcome = async {
+        let (arrival, bytes) = taken(&app, request).await?;
+        let preparing = Arc::clone(&app);
+        let prepared =
+            aside(move || messages::prepare(&preparing, &body::parse(&bytes)?, arrival)).await?;
+        messages::answer(app, prepared, arrival).await
+    };
+    anthropic(outcome.await)
+}
+
+async fn count_tokens(State(app): Shared, request: Request) -> Response<Body> {
+    anthropic(computed(app, request, messages::count_tokens).await)
+}
+
 async fn tokenize(State(app): Shared, request: Request) -> Response<Body> {
     openai(computed(app, request, tokens::tokenize).await)
 }
@@ -195,6 +236,10 @@ async fn computed(
 
 fn openai(outcome: Result<Response<Body>, ApiError>) -> Response<Body> {
     outcome.unwrap_or_else(|error| error.response(&error.openai()))
+}
+
+fn anthropic(outcome: Result<Response<Body>, ApiError>) -> Response<Body> {
+    outcome.unwrap_or_else(|error| error.response(&error.anthropic()))
 }
 
 /// The body, and what is known of where it came from.

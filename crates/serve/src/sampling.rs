@@ -4,7 +4,7 @@ use engine::{LogprobsOf, SamplingParams};
 use serde_json::Value;
 
 use crate::error::ApiError;
-use crate::fields::{Fields, wrong};
+use crate::fields::{Fields, whole, wrong};
 use crate::service::App;
 
 pub const MAX_N: u64 = 128;
@@ -75,9 +75,7 @@ fn seed(fields: &Fields) -> Result<Option<u64>, ApiError> {
     let Some(value) = fields.value("seed") else {
         return Ok(None);
     };
-    let number = value
-        .as_u64()
-        .or_else(|| value.as_i64().map(i64::cast_unsigned));
+    let number = value.as_i64().map(i64::cast_unsigned).or(whole(value));
     match number {
         Some(seed) => Ok(Some(seed)),
         None => Err(wrong(
@@ -140,7 +138,7 @@ fn stop_token_ids(fields: &Fields, app: &App) -> Result<Vec<u32>, ApiError> {
 /// One is no id of the model.
 pub fn token_ids(list: &[Value], path: &str, vocab_size: usize) -> Result<Vec<u32>, ApiError> {
     let id = |(place, value): (usize, &Value)| {
-        let id = value.as_u64().filter(|&id| id < vocab_size as u64);
+        let id = whole(value).filter(|&id| id < vocab_size as u64);
         let expected = || format!("a token id from 0 to {}", vocab_size - 1);
         id.map(|id| id as u32)
             .ok_or_else(|| wrong(&format!("{path}[{place}]"), value, &expected()))

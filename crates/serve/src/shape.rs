@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 use text::ToolFormat;
 
-use crate::conversation::Conversation;
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
 use crate::guide::{Compiled, Shape};
@@ -19,16 +18,24 @@ pub enum ToolChoice {
     Named(String),
 }
 
-/// `response_format`, or one of vLLM's fields.
+/// The format in the field that the API has for it, or one of vLLM's fields. A name of two parts,
+/// such as `text.format`, is of a field in an object.
 ///
 /// # Errors
 /// Several at once, or one that is malformed.
-pub fn shape(fields: &Fields) -> Result<Option<(String, Shape)>, ApiError> {
+pub fn shape(fields: &Fields, name: &str) -> Result<Option<(String, Shape)>, ApiError> {
     let mut found: Vec<(String, Shape)> = Vec::new();
-    if let Some(format) = fields.object("response_format")?
+    let format = match name.split_once('.') {
+        None => fields.object(name)?,
+        Some((outer, inner)) => match fields.object(outer)? {
+            None => None,
+            Some(object) => object.object(inner)?,
+        },
+    };
+    if let Some(format) = format
         && let Some(shape) = response_format(&format)?
     {
-        found.push((fields.path("response_format"), shape));
+        found.push((fields.path(name), shape));
     }
     let structured = fields.object("structured_outputs")?;
     let vllm = [
@@ -177,16 +184,21 @@ pub fn tool_choice(fields: &Fields, names: &[String]) -> Result<ToolChoice, ApiE
             ToolChoice::Named(name.to_string())
         }
     };
+    checked(choice, names)
+}
+
+/// # Errors
+/// A tool has to be called that is not there.
+pub fn checked(choice: ToolChoice, names: &[String]) -> Result<ToolChoice, ApiError> {
     match &choice {
         ToolChoice::Required if names.is_empty() => {
-            Err(fields.error("tool_choice", "requires a call, and there are no `tools`"))
+            let message = "requires a call, and there are no `tools`";
+            Err(ApiError::field("tool_choice", message))
         }
         ToolChoice::Named(name) if !names.contains(name) => {
             let name: String = name.escape_debug().take(64).collect();
-            Err(fields.error(
-                "tool_choice",
-                format!("names `{name}`, which is not in `tools`"),
-            ))
+            let message = format!("names `{name}`, which is not in `tools`");
+            Err(ApiError::field("tool_choice", message))
         }
         ToolChoice::Auto if names.is_empty() => Ok(ToolChoice::None),
         _ => Ok(choice),
@@ -213,12 +225,12 @@ pub fn tool_format(app: &App, choice: &ToolChoice) -> Result<Option<ToolFormat>,
 /// # Errors
 /// A structure beside tools, or one that cannot be compiled: never is it passed over.
 pub fn grammar(
-    fields: &Fields,
     app: &App,
-    conversation: &Conversation,
+    asked: Option<(String, Shape)>,
+    tools: &[Value],
     choice: &ToolChoice,
+    parallel: bool,
 ) -> Result<Option<Compiled>, ApiError> {
-    let asked = shape(fields)?;
     let (param, shape) = match (asked, choice) {
         (None, ToolChoice::None | ToolChoice::Auto) => return Ok(None),
         (Some(asked), ToolChoice::None) => asked,
@@ -228,7 +240,7 @@ pub fn grammar(
         }
         (None, choice) => {
             let format = app.tool_format.expect("a format was found for this choice");
-            let tools = conversation.tools.iter().filter_map(|tool| {
+            let tools = tools.iter().filter_map(|tool| {
                 let name = tool["function"]["name"].as_str()?.to_string();
                 let wanted = !matches!(choice, ToolChoice::Named(only) if *only != name);
                 let schema = &tool["function"]["parameters"];
@@ -238,13 +250,11 @@ pub fn grammar(
                 };
                 wanted.then_some((name, schema))
             });
-            let parallel = fields.flag("parallel_tool_calls")?.unwrap_or(true)
-                && *choice == ToolChoice::Required;
             let shape = Shape::ToolCalls {
                 format,
                 tools: tools.collect(),
                 at_least_one: true,
-                parallel,
+                parallel: parallel && *choice == ToolChoice::Required,
             };
             ("tools".to_string(), shape)
         }

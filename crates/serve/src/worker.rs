@@ -16,8 +16,9 @@ use kernels::Cpu;
 use model::Model;
 use tokio::sync::mpsc::Sender as Sink;
 
-/// Steps that a client may leave unread; then it is cut off, so that nothing is kept for it.
-pub const UNREAD_STEPS: usize = 1024;
+/// Steps of each of its sequences that a client may leave unread; then it is cut off, so that what
+/// is kept for it has a bound.
+pub const UNREAD_STEPS: usize = 512;
 /// A step longer than this means that the engine hangs. Prompts are computed in chunks, so a step
 /// takes seconds at most, also with large models.
 const LONGEST_STEP: Duration = Duration::from_secs(120);
