@@ -286,3 +286,62 @@ fn a_prefix_that_was_seen_costs_no_prefill() {
     assert_eq!(cold["choices"], warm["choices"]);
     assert_eq!(server.metric("vllm:prefix_cache_hits_total"), 192.0);
 }
+
+/// One conversation through every API that has conversations, streamed and whole.
+#[test]
+fn all_apis_say_the_same() {
+    let server = Server::start(Setting::default());
+    for seed in 0..8 {
+        let text = format!("w{seed} w7 w{}", seed * 5 % 60);
+        let turn = json!([{"role": "user", "content": text}]);
+        let chat = json!({"messages": turn, "seed": seed, "max_tokens": 40});
+        let message = ask(&server, "/v1/chat/completions", &chat)["choices"][0]["message"].clone();
+        let said = |name: &str| message[name].as_str().unwrap_or("").to_string();
+        let expected = (said("reasoning"), said("content"));
+
+        let mut body = json!({"input": text, "seed": seed, "max_output_tokens": 40});
+        let answer = server.post("/v1/responses", &body);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let parts = |answer: &Value, kind: &str| -> String {
+            let items = answer["output"].as_array().expect("items").iter();
+            let parts = items.flat_map(|item| item["content"].as_array().expect("content"));
+            let texts = parts.filter(|part| part["type"] == kind);
+            texts.filter_map(|part| part["text"].as_str()).collect()
+        };
+        let response = answer.json();
+        let found = (
+            parts(&response, "reasoning_text"),
+            parts(&response, "output_text"),
+        );
+        assert_eq!(found, expected);
+        body["stream"] = json!(true);
+        let events = server.post("/v1/responses", &body).events();
+        let joined = |kind: &str| -> String {
+            let deltas = events.iter().filter(|event| event["type"] == kind);
+            deltas.filter_map(|event| event["delta"].as_str()).collect()
+        };
+        let kinds = [
+            "response.reasoning_text.delta",
+            "response.output_text.delta",
+        ];
+        let [thought, text] = kinds.map(joined);
+        assert_eq!((thought, text), expected);
+
+        let mut body = json!({"messages": turn, "seed": seed, "max_tokens": 40});
+        let answer = server.post("/v1/messages", &body);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let message = answer.json();
+        let blocks = |name: &str| -> String {
+            let blocks = message["content"].as_array().expect("blocks").iter();
+            blocks.filter_map(|block| block[name].as_str()).collect()
+        };
+        assert_eq!((blocks("thinking"), blocks("text")), expected);
+        body["stream"] = json!(true);
+        let events = server.post("/v1/messages", &body).events();
+        let joined = |name: &str| -> String {
+            let deltas = events.iter().map(|event| &event["delta"]);
+            deltas.filter_map(|delta| delta[name].as_str()).collect()
+        };
+        assert_eq!((joined("thinking"), joined("text")), expected);
+    }
+}

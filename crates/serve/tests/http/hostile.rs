@@ -127,6 +127,68 @@ fn wrong_values_are_refused_by_the_name_of_their_field() {
 }
 
 #[test]
+fn wrong_values_to_the_other_apis_are_refused_too() {
+    let server = Server::start(Setting::default());
+    let odd = [
+        json!(-1),
+        json!(1e308),
+        json!("x"),
+        json!([[1]]),
+        json!({"a": {"b": 1}}),
+        json!([{"type": "x", "role": "user", "content": [{"type": "tool_use"}]}]),
+        json!([{"type": "function_call"}]),
+        json!(u64::MAX),
+    ];
+    let responses = json!({"input": "w1", "max_output_tokens": 2});
+    let messages = json!({"messages": [{"role": "user", "content": "w1"}], "max_tokens": 2});
+    let fields = [
+        (
+            "/v1/responses",
+            &responses,
+            "input instructions max_output_tokens temperature top_p top_logprobs include tools \
+             tool_choice parallel_tool_calls text reasoning stream seed metadata store \
+             previous_response_id background conversation prompt truncation model",
+        ),
+        (
+            "/v1/messages",
+            &messages,
+            "messages system max_tokens stop_sequences temperature top_p top_k tools tool_choice \
+             thinking metadata stream output_config model",
+        ),
+        (
+            "/v1/messages/count_tokens",
+            &messages,
+            "messages system tools tool_choice thinking model",
+        ),
+    ];
+    let mut refusals = 0;
+    for (path, base, names) in fields {
+        for field in names.split_whitespace() {
+            for value in &odd {
+                let mut body = base.clone();
+                body[field] = value.clone();
+                let answer = server.post(path, &body);
+                let known = matches!(answer.status, 200 | 400 | 404);
+                assert!(
+                    known,
+                    "{path} {field} {value}: {} {}",
+                    answer.status,
+                    answer.text()
+                );
+                if answer.status == 400 {
+                    let message = refused(&answer, 400)["message"].to_string();
+                    assert!(message.contains(field), "{path} {field} {value}: {message}");
+                    refusals += 1;
+                }
+            }
+        }
+    }
+    assert!(refusals > 150, "only {refusals} were refused");
+    server.settle();
+    assert_fine(&server);
+}
+
+#[test]
 fn odd_conversations_are_refused_or_answered() {
     let server = Server::start(Setting::default());
     let message = |role: &str, content: Value| json!({"role": role, "content": content});
