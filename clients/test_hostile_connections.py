@@ -306,7 +306,7 @@ PUBLIC = {"/", "/health"}
 
 def is_public(path):
     """The page and its parts, and /health: what needs no key."""
-    return path in PUBLIC or path.endswith((".css", ".js", ".svg", ".ico", ".html"))
+    return path in PUBLIC or path.startswith("/page/")
 
 
 def test_every_route_wants_the_key(guarded):

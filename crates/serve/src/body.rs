@@ -1,33 +1,53 @@
 //! Bodies of requests: bounded in bytes, in time and in how many large ones there are at once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use serde_json::Value;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::error::ApiError;
 
 /// Larger bodies are refused. A context of 160,000 tokens is below 1 MB of text.
 pub const MAX_BODY_BYTES: usize = 8 << 20;
-/// Bodies beyond this wait for one of [`LARGE_AT_ONCE`] places while they are read.
+/// Bodies beyond this wait for one of [`LARGE_AT_ONCE`] places before they are read, and for one of
+/// [`LARGE_TURNS`] before anything is made of them: then memory has a bound, and small ones always
+/// find a thread.
 const LARGE_BODY_BYTES: usize = 128 << 10;
 const LARGE_AT_ONCE: usize = 16;
+const LARGE_TURNS: usize = 2;
 /// A body that has not come in this time is given up.
 const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// Reads bodies.
 pub struct Bodies {
-    large: Semaphore,
+    large: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
+}
+
+/// A body, and the place that it holds if it is large.
+pub struct Received {
+    pub bytes: Vec<u8>,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Bodies {
     pub fn new() -> Bodies {
         Bodies {
-            large: Semaphore::new(LARGE_AT_ONCE),
+            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
+            turns: Arc::new(Semaphore::new(LARGE_TURNS)),
+        }
+    }
+
+    /// Waits until something may be made of a body; what it gives is held meanwhile.
+    pub async fn turn(&self, received: &Received) -> Option<OwnedSemaphorePermit> {
+        match received.place {
+            Some(_) => Arc::clone(&self.turns).acquire_owned().await.ok(),
+            None => None,
         }
     }
 
@@ -35,7 +55,7 @@ impl Bodies {
     ///
     /// # Errors
     /// 415 for another type or an encoding, 413 beyond [`MAX_BODY_BYTES`], 408 after 30 seconds.
-    pub async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError> {
+    pub async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Received, ApiError> {
         check_type(headers)?;
         let length = headers.get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
@@ -45,11 +65,12 @@ impl Bodies {
         // Without a length it may become large.
         let is_large = length.is_none_or(|length| length > LARGE_BODY_BYTES);
         let reading = async {
-            let _place = match is_large {
-                true => Some(self.large.acquire().await),
+            let place = match is_large {
+                true => Arc::clone(&self.large).acquire_owned().await.ok(),
                 false => None,
             };
-            Limited::new(body, MAX_BODY_BYTES).collect().await
+            let collected = Limited::new(body, MAX_BODY_BYTES).collect().await;
+            collected.map(|body| (body, place))
         };
         let slow = || {
             let message = format!(
@@ -59,7 +80,10 @@ impl Bodies {
             ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
         };
         match timeout(BODY_TIME, reading).await.map_err(|_| slow())? {
-            Ok(collected) => Ok(collected.to_bytes().to_vec()),
+            Ok((collected, place)) => Ok(Received {
+                bytes: collected.to_bytes().to_vec(),
+                place,
+            }),
             Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
             Err(_) => Err(ApiError::bad_request("the body ended before its length")),
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::Response;
-use engine::{PromptOutcome, ScoredToken};
+use engine::PromptOutcome;
 use serde::Serialize;
 use serde_json::Value;
 use text::AnswerPiece;
@@ -14,7 +14,7 @@ use crate::chat::{Told, finish_words, streaming};
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
 use crate::generation::{Delta, Finish, Generation, Plan, Reading, Usage};
-use crate::logprobs::TextLogprobs;
+use crate::logprobs::{TextLogprobs, TextScorer};
 use crate::reply::{Head, UsageReply, json_response};
 use crate::sampling::{MAX_N, MAX_TOP_LOGPROBS, sampling, token_ids};
 use crate::service::{App, Arrival};
@@ -46,6 +46,8 @@ struct Voice {
 #[derive(Clone, Debug)]
 struct PromptGiven {
     text: String,
+    /// Whether the first token is of the text, and not put in front of it.
+    has_first: bool,
     token_ids: Vec<u32>,
 }
 
@@ -175,13 +177,15 @@ fn one_prompt(app: &App, value: &Value, path: &str) -> Result<PromptGiven, ApiEr
     let given = match value {
         Value::String(text) => {
             let mut token_ids = app.tokenizer.encode(text)?;
-            if let Some(first) = app.served.first_token_id
-                && token_ids.first() != Some(&first)
-            {
+            let wanted = app.served.first_token_id;
+            let missing = wanted.filter(|first| token_ids.first() != Some(first));
+            if let Some(first) = missing {
                 token_ids.insert(0, first);
             }
+            let has_first = missing.is_none();
             PromptGiven {
                 text: text.clone(),
+                has_first,
                 token_ids,
             }
         }
@@ -189,6 +193,7 @@ fn one_prompt(app: &App, value: &Value, path: &str) -> Result<PromptGiven, ApiEr
             let token_ids = token_ids(ids, path, app.served.vocab_size)?;
             PromptGiven {
                 text: app.tokenizer.decode(&token_ids, false)?,
+                has_first: true,
                 token_ids,
             }
         }
@@ -243,10 +248,10 @@ pub async fn answer(
 }
 
 /// One choice, or what was added to it since it was last told.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct TextChoice {
     text: String,
-    logprobs: Option<TextLogprobs>,
+    logprobs: Option<TextScorer>,
     prompt_token_ids: Option<Vec<u32>>,
     token_ids: Option<Vec<u32>>,
     finish: Option<Finish>,
@@ -263,7 +268,7 @@ impl TextChoice {
         TextChoiceReply {
             index,
             text: std::mem::take(&mut self.text),
-            logprobs: self.logprobs.as_mut().map(TextLogprobs::take),
+            logprobs: self.logprobs.as_mut().map(TextScorer::take),
             finish_reason,
             stop_reason,
             prompt_token_ids: self.prompt_token_ids.take(),
@@ -275,7 +280,10 @@ impl TextChoice {
 impl Voice {
     fn choices(&self) -> Vec<TextChoice> {
         let choice = |prompt: &PromptGiven| TextChoice {
-            logprobs: self.told.logprobs.then(TextLogprobs::default),
+            logprobs: self
+                .told
+                .logprobs
+                .then(|| TextScorer::new(&self.app.tokenizer)),
             prompt_token_ids: self.told.token_ids.then(|| prompt.token_ids.clone()),
             token_ids: self.told.token_ids.then(Vec::new),
             ..TextChoice::default()
@@ -298,7 +306,9 @@ impl Voice {
                 choice.text += text;
             }
         }
-        self.score(choice, &delta.tokens);
+        if let Some(logprobs) = &mut choice.logprobs {
+            delta.tokens.iter().for_each(|token| logprobs.token(token));
+        }
         if let Some(token_ids) = &mut choice.token_ids {
             token_ids.extend(delta.tokens.iter().map(|token| token.token_id));
         }
@@ -309,16 +319,7 @@ impl Voice {
         let prompt = &self.prompts[number / self.n];
         choice.text += &prompt.text;
         if let (Some(logprobs), Some(&first)) = (&mut choice.logprobs, prompt.token_ids.first()) {
-            logprobs.unscored(&self.app.tokenizer, first);
-        }
-        self.score(choice, &outcome.logprobs);
-    }
-
-    fn score(&self, choice: &mut TextChoice, tokens: &[ScoredToken]) {
-        if let Some(logprobs) = &mut choice.logprobs {
-            tokens
-                .iter()
-                .for_each(|token| logprobs.scored(&self.app.tokenizer, token));
+            logprobs.prompt(first, prompt.has_first, &outcome.logprobs);
         }
     }
 }

@@ -103,6 +103,8 @@ pub struct Generation {
     app: Arc<App>,
     events: Receiver<Numbered>,
     choices: Vec<Choice>,
+    /// Choices of each prompt.
+    n: usize,
     ready: VecDeque<Delta>,
     open: usize,
     usage: Usage,
@@ -158,6 +160,7 @@ impl Generation {
         let mut generation = Generation {
             events,
             open: choices.len(),
+            n: plan.n,
             choices,
             ready: VecDeque::new(),
             usage: Usage {
@@ -247,7 +250,10 @@ impl Generation {
             return Ok(());
         }
         choice.time(&self.app, &self.arrival, output.tokens.len());
-        if let Some(prompt) = &output.prompt {
+        // A prompt counts once, however many sequences go on from it.
+        if let Some(prompt) = &output.prompt
+            && number.is_multiple_of(self.n)
+        {
             self.usage.cached_tokens += prompt.cached_tokens;
         }
         let mut prompt = output.prompt;

@@ -1,9 +1,11 @@
 //! Log-probabilities as the two OpenAI APIs show them: of the model's own distribution, at
 //! temperature 1 and before anything else.
 
+use std::sync::Arc;
+
 use engine::ScoredToken;
 use serde::ser::{Serialize, SerializeMap, Serializer};
-use text::Tokenizer;
+use text::{StreamDecoder, Tokenizer};
 
 /// Of `/v1/chat/completions`.
 #[derive(Debug, serde::Serialize)]
@@ -80,53 +82,78 @@ pub struct TextLogprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<Option<f32>>,
     top_logprobs: Vec<Option<ByText>>,
+    /// Where in the text, in characters, each token begins.
     text_offset: Vec<usize>,
-    /// Characters of text so far.
-    #[serde(skip)]
-    offset: usize,
 }
 
-impl TextLogprobs {
-    /// Adds a token without a score: the first of a prompt has none.
-    pub fn unscored(&mut self, tokenizer: &Tokenizer, token_id: u32) {
-        self.add(tokenizer, token_id, None, None);
+/// Fills [`TextLogprobs`] token by token.
+pub struct TextScorer {
+    tokenizer: Arc<Tokenizer>,
+    /// Tells how much text each token adds.
+    decoder: StreamDecoder<Arc<Tokenizer>>,
+    /// Characters of text so far.
+    offset: usize,
+    told: TextLogprobs,
+}
+
+impl TextScorer {
+    pub fn new(tokenizer: &Arc<Tokenizer>) -> TextScorer {
+        TextScorer {
+            tokenizer: Arc::clone(tokenizer),
+            decoder: StreamDecoder::new(Arc::clone(tokenizer), true),
+            offset: 0,
+            told: TextLogprobs::default(),
+        }
     }
 
-    pub fn scored(&mut self, tokenizer: &Tokenizer, scored: &ScoredToken) {
+    /// An echoed prompt, whose first token has no score. Where that was put in front of the
+    /// client's text, it has no text there.
+    pub fn prompt(&mut self, first: u32, has_text: bool, rest: &[ScoredToken]) {
+        let mut decoder = StreamDecoder::new(Arc::clone(&self.tokenizer), false);
+        self.add(first, None, None);
+        if has_text {
+            self.offset += characters(decoder.push(first));
+        }
+        for scored in rest {
+            self.add_scored(scored);
+            self.offset += characters(decoder.push(scored.token_id));
+        }
+        self.offset += characters(decoder.finish());
+    }
+
+    /// A token of the completion.
+    pub fn token(&mut self, scored: &ScoredToken) {
+        self.add_scored(scored);
+        self.offset += characters(self.decoder.push(scored.token_id));
+    }
+
+    fn add_scored(&mut self, scored: &ScoredToken) {
         let mut top = ByText(Vec::new());
         for &(id, logprob) in &scored.top {
-            top.add(token_text(tokenizer, id), logprob);
+            top.add(token_text(&self.tokenizer, id), logprob);
         }
         // As OpenAI has it, the token itself is always among them.
-        top.add(token_text(tokenizer, scored.token_id), scored.logprob);
-        let logprob = Some(finite(scored.logprob));
-        self.add(tokenizer, scored.token_id, logprob, Some(top));
+        top.add(token_text(&self.tokenizer, scored.token_id), scored.logprob);
+        self.add(scored.token_id, Some(finite(scored.logprob)), Some(top));
     }
 
-    fn add(
-        &mut self,
-        tokenizer: &Tokenizer,
-        token_id: u32,
-        logprob: Option<f32>,
-        top: Option<ByText>,
-    ) {
-        let text = token_text(tokenizer, token_id);
-        self.text_offset.push(self.offset);
-        self.offset += text.chars().count();
-        self.tokens.push(text);
-        self.token_logprobs.push(logprob);
-        self.top_logprobs.push(top);
+    fn add(&mut self, token_id: u32, logprob: Option<f32>, top: Option<ByText>) {
+        let told = &mut self.told;
+        told.text_offset.push(self.offset);
+        told.tokens.push(token_text(&self.tokenizer, token_id));
+        told.token_logprobs.push(logprob);
+        told.top_logprobs.push(top);
     }
 
-    /// What has been added, as a list of its own; offsets go on.
+    /// What has been added since it was last asked for.
     pub fn take(&mut self) -> TextLogprobs {
-        let offset = self.offset;
-        let next = TextLogprobs {
-            offset,
-            ..TextLogprobs::default()
-        };
-        std::mem::replace(self, next)
+        std::mem::take(&mut self.told)
     }
+}
+
+/// Tokens that the decoder refuses have ended the request elsewhere.
+fn characters(piece: text::Result<String>) -> usize {
+    piece.map_or(0, |piece| piece.chars().count())
 }
 
 /// The text of one token; bytes that are no text of their own as OpenAI writes them.

@@ -165,10 +165,8 @@ async fn model(State(app): Shared, Path(name): Path<String>) -> Response<Body> {
 
 async fn chat(State(app): Shared, request: Request) -> Response<Body> {
     let outcome = async {
-        let (arrival, bytes) = taken(&app, request).await?;
-        let preparing = Arc::clone(&app);
-        let prepared =
-            aside(move || chat::prepare(&preparing, &body::parse(&bytes)?, arrival)).await?;
+        let read = |app: &Arc<App>, body: &Value, arrival| chat::prepare(app, body, arrival);
+        let (arrival, prepared) = prepared(&app, request, read).await?;
         chat::answer(app, prepared, arrival).await
     };
     openai(outcome.await)
@@ -176,10 +174,8 @@ async fn chat(State(app): Shared, request: Request) -> Response<Body> {
 
 async fn completions(State(app): Shared, request: Request) -> Response<Body> {
     let outcome = async {
-        let (arrival, bytes) = taken(&app, request).await?;
-        let preparing = Arc::clone(&app);
-        let prepared =
-            aside(move || completions::prepare(&preparing, &body::parse(&bytes)?, arrival)).await?;
+        let read = |app: &Arc<App>, body: &Value, arrival| completions::prepare(app, body, arrival);
+        let (arrival, prepared) = prepared(&app, request, read).await?;
         completions::answer(app, prepared, arrival).await
     };
     openai(outcome.await)
@@ -187,10 +183,8 @@ async fn completions(State(app): Shared, request: Request) -> Response<Body> {
 
 async fn responses(State(app): Shared, request: Request) -> Response<Body> {
     let outcome = async {
-        let (arrival, bytes) = taken(&app, request).await?;
-        let preparing = Arc::clone(&app);
-        let prepared =
-            aside(move || responses::prepare(&preparing, &body::parse(&bytes)?, arrival)).await?;
+        let read = |app: &Arc<App>, body: &Value, arrival| responses::prepare(app, body, arrival);
+        let (arrival, prepared) = prepared(&app, request, read).await?;
         responses::answer(app, prepared, arrival).await
     };
     openai(outcome.await)
@@ -198,10 +192,8 @@ async fn responses(State(app): Shared, request: Request) -> Response<Body> {
 
 async fn messages(State(app): Shared, request: Request) -> Response<Body> {
     let outcome = async {
-        let (arrival, bytes) = taken(&app, request).await?;
-        let preparing = Arc::clone(&app);
-        let prepared =
-            aside(move || messages::prepare(&preparing, &body::parse(&bytes)?, arrival)).await?;
+        let read = |app: &Arc<App>, body: &Value, arrival| messages::prepare(app, body, arrival);
+        let (arrival, prepared) = prepared(&app, request, read).await?;
         messages::answer(app, prepared, arrival).await
     };
     anthropic(outcome.await)
@@ -229,8 +221,8 @@ async fn computed(
     request: Request,
     compute: fn(&App, &Value) -> Result<Value, ApiError>,
 ) -> Result<Response<Body>, ApiError> {
-    let (_, bytes) = taken(&app, request).await?;
-    let value = aside(move || compute(&app, &body::parse(&bytes)?)).await?;
+    let read = move |app: &Arc<App>, body: &Value, _: Arrival| compute(app, body);
+    let (_, value) = prepared(&app, request, read).await?;
     Ok(json_response(&value))
 }
 
@@ -242,11 +234,15 @@ fn anthropic(outcome: Result<Response<Body>, ApiError>) -> Response<Body> {
     outcome.unwrap_or_else(|error| error.response(&error.anthropic()))
 }
 
-/// The body, and what is known of where it came from.
-pub async fn taken(app: &App, request: Request) -> Result<(Arrival, Vec<u8>), ApiError> {
+/// Takes the body, and reads it off the threads that serve connections.
+async fn prepared<T: Send + 'static>(
+    app: &Arc<App>,
+    request: Request,
+    read: impl FnOnce(&Arc<App>, &Value, Arrival) -> Result<T, ApiError> + Send + 'static,
+) -> Result<(Arrival, T), ApiError> {
     let at = Instant::now();
     let (parts, body) = request.into_parts();
-    let bytes = app.bodies.read(&parts.headers, body).await?;
+    let received = app.bodies.read(&parts.headers, body).await?;
     let peer = parts.extensions.get::<Peer>();
     let address = peer.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |peer| peer.0);
     let (salt, client) = app.guard.salt_and_client(&parts.headers, address);
@@ -256,13 +252,14 @@ pub async fn taken(app: &App, request: Request) -> Result<(Arrival, Vec<u8>), Ap
         salt,
         client,
     };
-    Ok((arrival, bytes))
-}
-
-/// Runs what computes off the threads that serve connections.
-pub async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
+    let turn = app.bodies.turn(&received).await;
+    let reading = Arc::clone(app);
+    let work = move || {
+        let result = read(&reading, &body::parse(&received.bytes)?, arrival);
+        drop(turn);
+        result
+    };
     let broken = |_| ApiError::internal("reading the request broke down; this is a bug of ours");
-    tokio::task::spawn_blocking(work).await.map_err(broken)?
+    let value = tokio::task::spawn_blocking(work).await.map_err(broken)??;
+    Ok((arrival, value))
 }

@@ -69,8 +69,8 @@ pub struct Serve {
     /// Serve beyond loopback without a key
     #[arg(long, conflicts_with_all = ["api_key", "api_key_file"])]
     no_auth: bool,
-    /// Names of the model; the first is the one in answers [default: its folder's name]
-    #[arg(long, value_name = "NAME", num_args = 1..)]
+    /// Names of the model, such as a,b; the first is the one in answers [default: its folder's name]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     served_model_name: Vec<String>,
     /// A host name under which browsers reach the server, beside addresses and localhost
     #[arg(long, value_name = "NAME")]
@@ -224,7 +224,7 @@ impl Serve {
         mtp: bool,
     ) -> Result<Machine, Failure> {
         let parallel = self.parallel as usize;
-        let one = context.div_ceil(BLOCK_SIZE) + 1;
+        let one = context.div_ceil(BLOCK_SIZE);
         let layers = model.config.num_hidden_layers;
         let block_floats = model.config.cache_elements_per_token() * BLOCK_SIZE;
         let block_bytes = 4 * (block_floats + usize::from(mtp) * block_floats / layers) as u64;
@@ -243,7 +243,10 @@ impl Serve {
                 memory::shown(block_bytes.saturating_mul(one as u64)),
                 num_blocks * BLOCK_SIZE
             );
-            let advice = "ask for a smaller context with --ctx-size";
+            let advice = match self.cache_tokens {
+                Some(_) => "give more --cache-tokens, or a smaller --ctx-size",
+                None => "ask for a smaller context with --ctx-size",
+            };
             return Err(Failure::new(RESOURCES, cause, advice));
         }
         let engine = EngineConfig {

@@ -345,3 +345,36 @@ fn all_apis_say_the_same() {
         assert_eq!((joined("thinking"), joined("text")), expected);
     }
 }
+
+/// `text_offset` says where in `text` a token stands, echoed or new.
+#[test]
+fn offsets_are_places_in_the_text() {
+    let server = Server::start(Setting::default());
+    for prompt in [json!("w1 w2 w3"), json!([1, 2, 3])] {
+        let body = json!({
+            "prompt": prompt, "echo": true, "logprobs": 0, "max_tokens": 9, "ignore_eos": true,
+        });
+        let choice = ask(&server, "/v1/completions", &body)["choices"][0].clone();
+        let text: Vec<char> = choice["text"].as_str().expect("a text").chars().collect();
+        let tokens = choice["logprobs"]["tokens"].as_array().expect("tokens");
+        let offsets = choice["logprobs"]["text_offset"]
+            .as_array()
+            .expect("offsets");
+        let mut shown = 0;
+        for (token, offset) in tokens.iter().zip(offsets) {
+            let token = token.as_str().expect("a text");
+            // Special tokens of the completion have no text in it.
+            if token != "<eos>" {
+                let rest: String = text[offset.as_u64().expect("a place") as usize..]
+                    .iter()
+                    .collect();
+                assert!(
+                    rest.trim_start().starts_with(token),
+                    "{token} at {offset}: {rest}"
+                );
+                shown += 1;
+            }
+        }
+        assert!(shown > 8);
+    }
+}
