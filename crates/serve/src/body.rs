@@ -13,13 +13,13 @@ use tokio::time::timeout;
 use crate::error::ApiError;
 
 /// Larger bodies are refused. A context of 160,000 tokens is below 1 MB of text.
-pub const MAX_BODY_BYTES: usize = 8 << 20;
+pub const MAX_BODY_BYTES: usize = 4 << 20;
 /// Bodies beyond this wait for one of [`LARGE_AT_ONCE`] places before they are read, and for one of
 /// [`LARGE_TURNS`] before anything is made of them: then memory has a bound, and small ones always
 /// find a thread.
 const LARGE_BODY_BYTES: usize = 128 << 10;
 const LARGE_AT_ONCE: usize = 16;
-const LARGE_TURNS: usize = 2;
+const LARGE_TURNS: usize = 1;
 /// A body that has not come in this time is given up.
 const BODY_TIME: Duration = Duration::from_secs(30);
 

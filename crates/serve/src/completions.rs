@@ -176,7 +176,7 @@ fn prompts(app: &App, fields: &Fields) -> Result<Vec<PromptGiven>, ApiError> {
 fn one_prompt(app: &App, value: &Value, path: &str) -> Result<PromptGiven, ApiError> {
     let given = match value {
         Value::String(text) => {
-            let mut token_ids = app.tokenizer.encode(text)?;
+            let mut token_ids = app.encode(text)?;
             let wanted = app.served.first_token_id;
             let missing = wanted.filter(|first| token_ids.first() != Some(first));
             if let Some(first) = missing {

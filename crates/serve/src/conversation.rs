@@ -87,7 +87,7 @@ impl Conversation {
                 now: app.served.now.map(|now| now()),
             })
             .map_err(|error| ApiError::field("messages", format!("cannot be rendered: {error}")))?;
-        let token_ids = tokenizer.encode(&text)?;
+        let token_ids = app.encode(&text)?;
         if token_ids.is_empty() {
             return Err(ApiError::field("messages", "give a prompt without tokens"));
         }

@@ -44,10 +44,13 @@ pub struct Plan {
 
 impl Plan {
     /// What watches over one sequence, where anything has to.
-    fn guide(&self) -> Option<Guide> {
+    fn guide(&self, tokenizer: &Arc<Tokenizer>) -> Option<Guide> {
         let has_budget = |thinking: &Thinking| thinking.budget.is_some();
         let needed = self.grammar.is_some() || self.thinking.as_ref().is_some_and(has_budget);
-        needed.then(|| Guide::new(self.thinking.clone(), self.grammar.clone()))
+        needed.then(|| {
+            let guide = Guide::new(self.thinking.clone(), self.grammar.clone());
+            guide.by_text(Arc::clone(tokenizer))
+        })
     }
 }
 
@@ -132,7 +135,7 @@ impl Generation {
             let max_tokens = room(&app, prompt.len(), plan.max_tokens)?;
             for i in 0..plan.n {
                 let number = place * plan.n + i;
-                let guide = plan.guide();
+                let guide = plan.guide(&app.tokenizer);
                 let failure = guide.as_ref().map(Guide::failure);
                 let params = SamplingParams {
                     max_tokens,
@@ -392,9 +395,9 @@ impl Choice {
             .splitter
             .as_ref()
             .is_some_and(ReasoningSplitter::is_thinking);
-        let is_stop = ends == Some(FinishReason::Stop);
-        // A stop token says that the text has ended, and is no part of it.
-        let piece = match is_stop && self.is_stop_token(app, token.token_id) {
+        // A stop token says that the text has ended, and is no part of it, whether it ends the
+        // sequence or is passed over.
+        let piece = match app.served.stop_token_ids.contains(&token.token_id) {
             true => String::new(),
             false => self.decoder.push(token.token_id)?,
         };
@@ -411,10 +414,6 @@ impl Choice {
             self.end(reason, &mut delta)?;
         }
         Ok((delta, thought))
-    }
-
-    fn is_stop_token(&self, app: &App, token_id: u32) -> bool {
-        app.served.stop_token_ids.contains(&token_id)
     }
 
     fn end_without_token(

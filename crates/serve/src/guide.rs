@@ -7,6 +7,7 @@
 mod cache;
 mod grammars;
 mod limits;
+mod marks;
 mod shape;
 mod tools;
 
@@ -16,7 +17,9 @@ pub use shape::Shape;
 use engine::{Allowed, Constraint};
 use llguidance::Matcher;
 use llguidance::toktrie::SimpleVob;
+use marks::{Beginning, Marks};
 use std::sync::{Arc, OnceLock};
+use text::Tokenizer;
 
 /// How a completion thinks before it answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,6 +62,8 @@ pub struct Guide {
     grammar: Option<Armed>,
     /// The last tokens of the thinking, as many as `</think>` may have.
     recent: Vec<u32>,
+    /// Judges by the text, where it is known.
+    marks: Option<Marks>,
     failure: Failure,
 }
 
@@ -107,7 +112,17 @@ impl Guide {
                 mask: SimpleVob::new(),
             }),
             recent: Vec::new(),
+            marks: None,
             failure: Failure::default(),
+        }
+    }
+
+    /// The same, judging where thinking begins and ends by the text and not by single tokens, as
+    /// [`text::ReasoningSplitter`] does.
+    pub fn by_text(self, tokenizer: Arc<Tokenizer>) -> Guide {
+        Guide {
+            marks: Some(Marks::new(tokenizer)),
+            ..self
         }
     }
 
@@ -163,14 +178,30 @@ impl Guide {
         if self.recent.len() > thinking.close.len() {
             self.recent.remove(0);
         }
-        self.phase = match self.recent == thinking.close {
-            true => Phase::Answer,
-            false => Phase::Thinking { used: used + 1 },
+        let closed = match &mut self.marks {
+            Some(marks) => marks.think(token_id),
+            None => (self.recent == thinking.close).then_some(false),
+        };
+        self.phase = match closed {
+            Some(_) => Phase::Answer,
+            None => Phase::Thinking { used: used + 1 },
         };
         self.thinking = Some(thinking);
+        if closed == Some(true) && self.grammar.is_some() {
+            // That text was not asked for, and cannot be taken back.
+            self.fail("the answer began in the middle of a token");
+        }
     }
 
     fn accept_start(&mut self, token_id: u32, opened: usize) {
+        if let (Some(marks), None) = (&mut self.marks, &self.grammar) {
+            self.phase = match marks.begin(token_id) {
+                Beginning::Unknown => Phase::Start { opened },
+                Beginning::Thinking => Phase::Thinking { used: 0 },
+                Beginning::Answer => Phase::Answer,
+            };
+            return;
+        }
         let opens = self
             .thinking
             .as_ref()

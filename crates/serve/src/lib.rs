@@ -55,8 +55,10 @@ pub use worker::{Log, Machine};
 
 /// Threads that serve connections.
 const SERVING_THREADS: usize = 2;
-/// Threads on which requests are read, at most.
+/// Threads on which requests are read, at most; and how far they stand behind those that compute,
+/// so that a large request does not slow what is under way.
 const READING_THREADS: usize = 4;
+const READING_NICENESS: i32 = 10;
 /// How often the server looks whether it is to stop.
 const LOOK: Duration = Duration::from_millis(50);
 /// After the end of the drain, for the last words.
@@ -115,8 +117,15 @@ pub fn serve(
 ) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(SERVING_THREADS)
-        .max_blocking_threads(READING_THREADS)
         .enable_all()
+        .build()
+        .map_err(Error::System)?;
+    let reading = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(READING_THREADS)
+        .on_thread_start(|| {
+            // Where the system refuses, requests are read at the priority of all else.
+            let _ = rustix::process::nice(READING_NICENESS);
+        })
         .build()
         .map_err(Error::System)?;
     let request_log = options.log_requests.then(|| Arc::clone(&log));
@@ -131,6 +140,7 @@ pub fn serve(
         options.request_time,
         request_log,
     )
+    .map(|app| app.reading_on(reading.handle().clone()))
     .map_err(Error::Template);
     let outcome = app.and_then(|app| {
         runtime.block_on(async {
@@ -164,6 +174,7 @@ pub fn serve(
     });
     worker.stop();
     // A thread that is stuck in a step must not keep the process.
+    reading.shutdown_timeout(LAST_WORDS);
     runtime.shutdown_timeout(LAST_WORDS);
     match worker.condition() {
         Condition::Stuck => {}

@@ -260,6 +260,11 @@ async fn prepared<T: Send + 'static>(
         result
     };
     let broken = |_| ApiError::internal("reading the request broke down; this is a bug of ours");
-    let value = tokio::task::spawn_blocking(work).await.map_err(broken)??;
+    let reading = app.reading.as_ref();
+    let task = match reading {
+        Some(reading) => reading.spawn_blocking(work),
+        None => tokio::task::spawn_blocking(work),
+    };
+    let value = task.await.map_err(broken)??;
     Ok((arrival, value))
 }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::http::StatusCode;
 use serde_json::{Value, json};
 use text::{ChatTemplate, Tokenizer, ToolFormat};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::body::Bodies;
@@ -15,6 +17,9 @@ use crate::guard::Guard;
 use crate::guide::Grammars;
 use crate::metrics::Metrics;
 use crate::worker::{Log, Place, Worker};
+
+/// Longer texts are not encoded: the tokenizer needs some 300 bytes of memory for each.
+const MAX_TEXT_BYTES: usize = 5 << 18;
 
 /// Everything of a model but the weights.
 pub struct Served {
@@ -65,6 +70,10 @@ pub struct App {
     pub request_time: Duration,
     /// Told of every response begun, where that is wanted.
     pub request_log: Option<Log>,
+    /// Where requests are read; without one, beside everything else.
+    pub reading: Option<Handle>,
+    /// Bytes of text that the context cannot hold, whatever its tokens; where that is known.
+    largest_text: Option<usize>,
     requests: AtomicU64,
 }
 
@@ -94,9 +103,50 @@ impl App {
             phase,
             request_time,
             request_log,
+            reading: None,
+            largest_text: largest_text(&served),
             requests: AtomicU64::new(0),
             served,
         })
+    }
+
+    pub fn reading_on(self, reading: Handle) -> App {
+        App {
+            reading: Some(reading),
+            ..self
+        }
+    }
+
+    /// The ids of a text, of a chat's prompt or of any other.
+    ///
+    /// # Errors
+    /// 400 where the tokenizer fails, or the text is longer than the context can be.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, ApiError> {
+        match self.largest_text {
+            Some(largest) if text.len() > largest => {
+                let limit = self.served.max_model_len;
+                let bytes = text.len();
+                let message = format!(
+                    "the prompt has {bytes} bytes, which are more tokens than the {limit} that \
+                     the context holds; shorten the prompt"
+                );
+                Err(ApiError::bad_request(message).with_code("context_length_exceeded"))
+            }
+            _ => self.tokens(text),
+        }
+    }
+
+    /// The ids of a text of any number of tokens.
+    ///
+    /// # Errors
+    /// 413 beyond [`MAX_TEXT_BYTES`], 400 where the tokenizer fails.
+    pub fn tokens(&self, text: &str) -> Result<Vec<u32>, ApiError> {
+        if text.len() > MAX_TEXT_BYTES {
+            let bytes = text.len();
+            let message = format!("the text has {bytes} bytes; at most {MAX_TEXT_BYTES} are read");
+            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message));
+        }
+        Ok(self.tokenizer.encode(text)?)
     }
 
     pub fn name(&self) -> &str {
@@ -113,7 +163,7 @@ impl App {
                     "there is no model `{shown}` here; this server has `{}`",
                     self.served.names.join("`, `")
                 );
-                let error = ApiError::new(axum::http::StatusCode::NOT_FOUND, message);
+                let error = ApiError::new(StatusCode::NOT_FOUND, message);
                 Err(ApiError {
                     param: Some("model".to_string()),
                     ..error.with_code("model_not_found")
@@ -180,6 +230,21 @@ impl App {
             "examples": self.served.examples,
         })
     }
+}
+
+/// No token has more bytes than the longest, and normalizing shortens a text to a third at most.
+fn largest_text(served: &Served) -> Option<usize> {
+    let ids = 0..served.tokenizer.id_bound();
+    let lengths = ids.map(|id| {
+        served
+            .tokenizer
+            .token_bytes(id)
+            .map_or(0, |bytes| bytes.len())
+    });
+    let longest = lengths
+        .max()
+        .filter(|_| served.tokenizer.has_token_bytes())?;
+    served.max_model_len.checked_mul(3 * longest)
 }
 
 /// When a request came, and the number it got.

@@ -18,7 +18,7 @@ pub fn tokenize(app: &App, body: &Value) -> Result<Value, ApiError> {
     app.check_model(&fields)?;
     let tokens = match fields.text("prompt")? {
         Some(text) => {
-            let mut tokens = app.tokenizer.encode(text)?;
+            let mut tokens = app.tokens(text)?;
             let with_first = fields.flag("add_special_tokens")?.unwrap_or(true);
             match app.served.first_token_id {
                 Some(first) if with_first && tokens.first() != Some(&first) => {

@@ -540,3 +540,40 @@ fn models_without_grammars_say_why() {
         assert!(reason.contains("stop token"), "{reason}");
     }
 }
+
+/// Marks that a model spells in tokens of its own choice are marks to whoever reads the text.
+#[test]
+fn marks_are_found_in_the_text() {
+    let fixture = Fixture::plain();
+    let (open, close) = tags(&fixture);
+    let tokenizer = std::sync::Arc::new(fixture.tokenizer.clone());
+    let spell = |text: &str| {
+        let ids = fixture.tokenizer.encode_plain(text).unwrap();
+        assert!(ids.len() > 1 && !ids.contains(&open) && !ids.contains(&close));
+        ids
+    };
+    let compiled = fixture.compile(&regex("ok"));
+    let waiting = Guide::new(Some(thinking(&fixture, true, None)), Some(compiled));
+    let mut waiting = waiting.by_text(tokenizer.clone());
+    let x = fixture.tokenizer.encode("x").unwrap()[0];
+    for id in spell("x </think") {
+        waiting.accept(id);
+        assert!(allows(waiting.allowed(), x), "still thinking");
+    }
+    spell("> \n")
+        .iter()
+        .take(1)
+        .for_each(|&id| waiting.accept(id));
+    assert!(!allows(waiting.allowed(), x), "the grammar is armed");
+    assert_eq!(waiting.failure().get(), None);
+    // White space in front, and a mark that is spelled, open thinking like any other.
+    for beginning in [vec![spell(" \n")[0], open], spell("<think>")] {
+        let budget = Guide::new(Some(thinking(&fixture, false, Some(2))), None);
+        let mut budget = budget.by_text(tokenizer.clone());
+        for id in beginning.into_iter().chain([x, x]) {
+            assert!(matches!(budget.allowed(), Allowed::Any));
+            budget.accept(id);
+        }
+        assert!(matches!(budget.allowed(), Allowed::Exactly(id) if id == close));
+    }
+}
