@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 
 use crate::error::ApiError;
@@ -47,7 +48,8 @@ pub async fn index() -> Response<Body> {
     )
 }
 
-pub async fn file(Path(name): Path<String>) -> Response<Body> {
+pub async fn file(name: Result<Path<String>, PathRejection>) -> Response<Body> {
+    let name = name.map_or_else(|_| String::new(), |Path(name)| name);
     match FILES.into_iter().find(|(known, ..)| *known == name) {
         Some((_, kind, text)) => embedded(kind, text),
         None => {

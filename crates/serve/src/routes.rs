@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, Method, Response, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
@@ -153,7 +154,9 @@ async fn models(State(app): Shared) -> Response<Body> {
     json_response(&json!({"object": "list", "data": cards.collect::<Vec<Value>>()}))
 }
 
-async fn model(State(app): Shared, Path(name): Path<String>) -> Response<Body> {
+async fn model(State(app): Shared, name: Result<Path<String>, PathRejection>) -> Response<Body> {
+    // What is no UTF-8 is no name.
+    let name = name.map_or_else(|_| String::new(), |Path(name)| name);
     if app.served.names.contains(&name) {
         return json_response(&app.model_card(&name));
     }

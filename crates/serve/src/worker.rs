@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -22,6 +22,9 @@ pub const UNREAD_STEPS: usize = 512;
 /// A step longer than this means that the engine hangs. Prompts are computed in chunks, so a step
 /// takes seconds at most, also with large models.
 const LONGEST_STEP: Duration = Duration::from_secs(120);
+
+/// Without work for so long, the server is at rest.
+const QUIET: Duration = Duration::from_secs(3);
 
 /// What computes.
 pub struct Machine {
@@ -222,6 +225,8 @@ struct Desk {
     readers: HashMap<SequenceId, Reader>,
     ids: HashMap<u64, SequenceId>,
     breakdowns: u32,
+    /// Steps when unused memory was last given back.
+    tidied_at: u64,
 }
 
 const SHUT_DOWN: &str = "the server is shutting down";
@@ -238,6 +243,7 @@ impl Desk {
             readers: HashMap::new(),
             ids: HashMap::new(),
             breakdowns: 0,
+            tidied_at: 0,
         }
     }
 
@@ -275,9 +281,9 @@ impl Desk {
     /// Everything that has come in; waits only while there is nothing to compute. False: stop.
     fn take_commands(&mut self) -> bool {
         let mut command = match self.engine.is_idle() {
-            true => match self.inbox.recv() {
-                Ok(command) => Some(command),
-                Err(_) => return false,
+            true => match self.wait() {
+                Some(command) => Some(command),
+                None => return false,
             },
             false => None,
         };
@@ -324,6 +330,20 @@ impl Desk {
         };
         // A reader that is gone cancels by itself.
         let _ = sink.try_send((number, event));
+    }
+
+    /// The next command; meanwhile, after work, what it left behind is tidied once.
+    fn wait(&mut self) -> Option<Command> {
+        match self.inbox.recv_timeout(QUIET) {
+            Err(RecvTimeoutError::Timeout) => {}
+            heard => return heard.ok(),
+        }
+        let steps = lock(&self.state).stats.steps;
+        if steps != self.tidied_at {
+            self.tidied_at = steps;
+            kernels::release_unused_memory();
+        }
+        self.inbox.recv().ok()
     }
 
     /// One batch. False if the engine is beyond repair.

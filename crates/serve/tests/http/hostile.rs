@@ -377,6 +377,8 @@ fn paths_and_methods_that_are_not_there_are_told_so() {
         "/%2e%2e/etc/passwd",
         "/page/../x",
         "/page/none.js",
+        "/page/%ff",
+        "/v1/models/%ff",
         "/v1/models/../../x",
         "/v1/models/%2e%2e%2fx",
         "/v1/models/other",
