@@ -34,7 +34,7 @@ pub struct Folder {
     /// The Jinja text.
     pub chat_template: Option<String>,
     /// The file that it is in.
-    template_path: PathBuf,
+    pub template_path: PathBuf,
     /// Texts of the tokens that have a role, such as `("eos", "</s>")`; roles without one are left
     /// out.
     pub special_tokens: Vec<(&'static str, String)>,

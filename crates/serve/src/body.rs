@@ -5,23 +5,27 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
-use http_body_util::{BodyExt, Limited};
+use http_body::Frame;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::ApiError;
 
 /// Larger bodies are refused. A context of 160,000 tokens is below 1 MB of text.
 pub const MAX_BODY_BYTES: usize = 4 << 20;
-/// Bodies beyond this wait for one of [`LARGE_AT_ONCE`] places before they are read, and for one of
+/// Bodies beyond this need one of [`LARGE_AT_ONCE`] places to be read on, and one of
 /// [`LARGE_TURNS`] before anything is made of them: then memory has a bound, and small ones always
 /// find a thread.
-const LARGE_BODY_BYTES: usize = 128 << 10;
+const LARGE_BODY_BYTES: usize = 64 << 10;
 const LARGE_AT_ONCE: usize = 16;
 const LARGE_TURNS: usize = 1;
-/// A body that has not come in this time is given up.
+/// A body that has not come in this time is given up; the rest of a large one, in this.
 const BODY_TIME: Duration = Duration::from_secs(30);
+const LARGE_BODY_TIME: Duration = Duration::from_secs(10);
+/// How long a large body waits for its place.
+const PLACE_TIME: Duration = Duration::from_secs(15);
 
 /// Reads bodies.
 pub struct Bodies {
@@ -54,7 +58,8 @@ impl Bodies {
     /// The bytes of a JSON body.
     ///
     /// # Errors
-    /// 415 for another type or an encoding, 413 beyond [`MAX_BODY_BYTES`], 408 after 30 seconds.
+    /// 415 for another type or an encoding, 413 beyond [`MAX_BODY_BYTES`], 408 where it comes too slowly,
+    /// 429 where too many large ones are there.
     pub async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Received, ApiError> {
         check_type(headers)?;
         let length = headers.get(header::CONTENT_LENGTH);
@@ -62,32 +67,47 @@ impl Bodies {
         if length.is_some_and(|length| length > MAX_BODY_BYTES) {
             return Err(too_large());
         }
-        // Without a length it may become large.
-        let is_large = length.is_none_or(|length| length > LARGE_BODY_BYTES);
-        let reading = async {
-            let place = match is_large {
-                true => Arc::clone(&self.large).acquire_owned().await.ok(),
-                false => None,
-            };
-            let collected = Limited::new(body, MAX_BODY_BYTES).collect().await;
-            collected.map(|body| (body, place))
+        let mut body = Limited::new(body, MAX_BODY_BYTES);
+        let mut received = Received {
+            bytes: Vec::new(),
+            place: None,
         };
-        let slow = || {
-            let message = format!(
-                "the body did not come within {} seconds",
-                BODY_TIME.as_secs()
-            );
-            ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
-        };
-        match timeout(BODY_TIME, reading).await.map_err(|_| slow())? {
-            Ok((collected, place)) => Ok(Received {
-                bytes: collected.to_bytes().to_vec(),
-                place,
-            }),
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
-            Err(_) => Err(ApiError::bad_request("the body ended before its length")),
+        let mut deadline = Instant::now() + BODY_TIME;
+        while let Some(frame) = timeout_at(deadline, body.frame())
+            .await
+            .map_err(|_| slow())?
+        {
+            match frame.map(Frame::into_data) {
+                Ok(Ok(data)) => received.bytes.extend_from_slice(&data),
+                // Trailers, which say nothing here.
+                Ok(Err(_)) => {}
+                Err(error) if error.is::<LengthLimitError>() => return Err(too_large()),
+                Err(_) => return Err(ApiError::bad_request("the body ended before its length")),
+            }
+            // Only what has come counts, so that promises hold no place.
+            if received.place.is_none() && received.bytes.len() > LARGE_BODY_BYTES {
+                received.place = Some(self.place().await?);
+                deadline = Instant::now() + LARGE_BODY_TIME;
+            }
         }
+        Ok(received)
     }
+
+    async fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let place = timeout(PLACE_TIME, Arc::clone(&self.large).acquire_owned()).await;
+        let full = || {
+            let message = format!(
+                "{LARGE_AT_ONCE} large requests are being read already; try again, or send less \
+                 than {LARGE_BODY_BYTES} bytes"
+            );
+            ApiError::busy(message)
+        };
+        place.ok().and_then(Result::ok).ok_or_else(full)
+    }
+}
+
+fn slow() -> ApiError {
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")
 }
 
 /// # Errors

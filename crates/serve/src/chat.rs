@@ -119,6 +119,7 @@ impl Planned<'_> {
         let places = app.reserve(self.n)?;
         let prompted = self.conversation.prompt(app)?;
         let thinking = thinking(app, &prompted, self.thinking_budget)?;
+        let splits_thinking = prompted.primed || may_open_thinking(app, &prompted);
         Ok(Plan {
             prompts: vec![prompted.token_ids],
             n: self.n,
@@ -126,7 +127,7 @@ impl Planned<'_> {
             max_tokens: self.max_tokens,
             prompt_logprobs: None,
             reading: Reading {
-                splits_thinking: true,
+                splits_thinking,
                 primed: prompted.primed,
                 tools: format.map(|format| (format, self.conversation.tool_names())),
             },
@@ -149,6 +150,12 @@ pub fn thinking_budget(fields: &Fields) -> Result<Option<usize>, ApiError> {
         budget = Some(tokens);
     }
     Ok(budget.map(|tokens| tokens as usize))
+}
+
+/// Whether a completion may begin with `<think>`: the model has a token for it, and the prompt has
+/// not closed the thinking already. Other models' texts are passed on as they are.
+fn may_open_thinking(app: &App, prompted: &Prompted) -> bool {
+    !prompted.has_thought && app.tokenizer.token_to_id("<think>").is_some()
 }
 
 /// How `</think>` ends the thinking, where the prompt opens it.

@@ -11,7 +11,7 @@ mod marks;
 mod shape;
 mod tools;
 
-pub use grammars::{Compiled, Grammars};
+pub use grammars::{BUSY, Compiled, Grammars};
 pub use shape::Shape;
 
 use engine::{Allowed, Constraint};

@@ -38,7 +38,7 @@ mod worker;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -128,6 +128,7 @@ pub fn serve(
         })
         .build()
         .map_err(Error::System)?;
+    let farewell = Arc::clone(&log);
     let request_log = options.log_requests.then(|| Arc::clone(&log));
     let (worker, thread) = Worker::start(machine, options.places, log);
     let (phase, phases) = watch::channel(Phase::Serving);
@@ -161,11 +162,18 @@ pub fn serve(
                 let _ = phase.send(Phase::Draining);
             };
             tokio::join!(serving, watching);
-            if !connections.closed(options.drain_time).await {
-                worker.stop();
-                let _ = phase.send(Phase::Ended);
-                connections.closed(LAST_WORDS).await;
+            if worker.places_taken() > 0 {
+                farewell(&format!(
+                    "stopping after {} sequences under way, in {} seconds at most; a second \
+                     signal ends at once",
+                    worker.places_taken(),
+                    options.drain_time.as_secs()
+                ));
             }
+            drained(&connections, &worker, options.drain_time).await;
+            worker.stop();
+            let _ = phase.send(Phase::Ended);
+            connections.closed(LAST_WORDS).await;
             match worker.condition() {
                 Condition::Broken => Err(Error::Engine),
                 _ => Ok(()),
@@ -181,4 +189,19 @@ pub fn serve(
         _ => drop(thread.join()),
     }
     outcome
+}
+
+/// Waits until all connections are closed, or nothing that remains open is waited for, or the time
+/// is over.
+async fn drained(connections: &Connections, worker: &Worker, within: Duration) {
+    let end = Instant::now() + within;
+    let mut quiet_since = Instant::now();
+    while Instant::now() < end && quiet_since.elapsed() < LAST_WORDS {
+        if connections.closed(LOOK).await {
+            return;
+        }
+        if worker.places_taken() > 0 {
+            quiet_since = Instant::now();
+        }
+    }
 }

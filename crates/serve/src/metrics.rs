@@ -99,14 +99,12 @@ impl Metrics {
         let stats = worker.stats();
         let used = stats.num_blocks - stats.free_blocks;
         let usage = used as f64 / stats.num_blocks.max(1) as f64;
-        // Requests that wait for the engine's ear are waiting too.
-        let waiting = worker.places_taken().saturating_sub(stats.running);
         page.gauge(
             "num_requests_running",
             "Sequences in the batch",
             stats.running,
         );
-        page.gauge("num_requests_waiting", "Sequences that wait", waiting);
+        page.gauge("num_requests_waiting", "Sequences that wait", stats.waiting);
         page.gauge(
             "kv_cache_usage_perc",
             "Cache in use by sequences, from 0 to 1",

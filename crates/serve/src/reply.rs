@@ -16,8 +16,8 @@ pub struct Head {
     pub created: i64,
     pub model: String,
     system_fingerprint: &'static str,
-    /// The request again with this seed gives this answer again.
-    seed: u64,
+    /// The request again with this seed gives this answer again; as it was given, if it was.
+    seed: i64,
 }
 
 impl Head {
@@ -28,7 +28,7 @@ impl Head {
             created: app.created(),
             model: app.name().to_string(),
             system_fingerprint: FINGERPRINT,
-            seed,
+            seed: seed.cast_signed(),
         }
     }
 

@@ -75,7 +75,9 @@ fn seed(fields: &Fields) -> Result<Option<u64>, ApiError> {
     let Some(value) = fields.value("seed") else {
         return Ok(None);
     };
-    let number = value.as_i64().map(i64::cast_unsigned).or(whole(value));
+    let exact = value.as_u64().or(value.as_i64().map(i64::cast_unsigned));
+    // Written with a point or an exponent, it is exact up to 53 bits.
+    let number = exact.or(whole(value).filter(|&seed| seed <= 1 << 53));
     match number {
         Some(seed) => Ok(Some(seed)),
         None => Err(wrong(

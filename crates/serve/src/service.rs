@@ -143,7 +143,8 @@ impl App {
     pub fn tokens(&self, text: &str) -> Result<Vec<u32>, ApiError> {
         if text.len() > MAX_TEXT_BYTES {
             let bytes = text.len();
-            let message = format!("the text has {bytes} bytes; at most {MAX_TEXT_BYTES} are read");
+            let message =
+                format!("the text to encode has {bytes} bytes; at most {MAX_TEXT_BYTES} are read");
             return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message));
         }
         Ok(self.tokenizer.encode(text)?)

@@ -5,7 +5,7 @@ use text::ToolFormat;
 
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
-use crate::guide::{Compiled, Shape};
+use crate::guide::{BUSY, Compiled, Shape};
 use crate::service::App;
 
 /// What a request says of tools.
@@ -264,5 +264,8 @@ pub fn grammar(
     grammars
         .compile(&shape)
         .map(Some)
-        .map_err(|reason| refused(&reason))
+        .map_err(|reason| match reason.as_str() {
+            BUSY => ApiError::busy(reason),
+            reason => refused(reason),
+        })
 }

@@ -48,6 +48,13 @@ const CASES: &[Case] = &[
         "",
         &[("time", "{}")],
     ),
+    // Markers inside strings are strings.
+    (
+        ToolFormat::DeepSeekV31,
+        "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"a\": \"\\\"<｜tool▁call▁end｜>\"}<｜tool▁call▁end｜>",
+        "",
+        &[("f", "{\"a\": \"\\\"<｜tool▁call▁end｜>\"}")],
+    ),
     // Ends are missing.
     (
         DEEPSEEK,

@@ -122,6 +122,13 @@ impl Serve {
         let model = weights.open(&mut folder, numerics, settings, &backend)?;
         let context = self.context(&folder);
         let machine = self.machine(model, backend, context, mtp)?;
+        if folder.chat_template.is_none() {
+            settings.ui().warn(format_args!(
+                "{}: there is no chat template, so only /v1/completions answers",
+                folder.path.display()
+            ));
+        }
+        let template_path = folder.template_path.clone();
         let served = self.served(folder, context, settings)?;
         let options = Options {
             access,
@@ -135,8 +142,12 @@ impl Serve {
         let name = served.names[0].clone();
         let ready = |address: SocketAddr| self.say(address, &name, settings);
         let stop = || signals.received().is_some();
-        serve::serve(listener, machine, served, options, log, ready, stop)
-            .map_err(|error| Failure::new(FAILURE, error, "start it again"))
+        serve::serve(listener, machine, served, options, log, ready, stop).map_err(|error| {
+            match error {
+                serve::Error::Template(error) => Failure::text(&template_path, error),
+                error => Failure::new(FAILURE, error, "start it again"),
+            }
+        })
     }
 
     /// Where the server is, for people or for programs.

@@ -14,6 +14,9 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+/// Why nothing is compiled while earlier grammars overrun their time.
+pub const BUSY: &str = "earlier grammars still take their time; try again later";
+
 /// Compiling takes no longer than this; the library's fuel usually ends it much earlier.
 const COMPILE_TIME: Duration = Duration::from_secs(2);
 /// So many compilations may go on beyond their time before no new ones are begun.
@@ -152,7 +155,7 @@ impl Grammars {
     /// Compiles on a thread of its own, which is left alone when its time is over.
     fn within_time(&self, source: Source) -> Result<Matcher, String> {
         if self.late.load(Ordering::Relaxed) >= MAX_LATE {
-            return Err("earlier grammars still take their time; try again later".to_string());
+            return Err(BUSY.to_string());
         }
         // Nothing is sent before somebody receives, so a thread knows whether it is late.
         let (sender, receiver) = sync_channel(0);

@@ -33,6 +33,9 @@ pub struct ToolCallSplitter {
     /// White space is dropped here, because a marker was in front.
     after_marker: bool,
     calls: usize,
+    /// Inside a string of DeepSeek's arguments; with the last character a backslash.
+    in_string: bool,
+    escaped: bool,
     pieces: Vec<AnswerPiece>,
 }
 
@@ -96,6 +99,8 @@ impl ToolCallSplitter {
             pending: String::new(),
             after_marker: false,
             calls: 0,
+            in_string: false,
+            escaped: false,
             pieces: Vec::new(),
         }
     }
@@ -150,10 +155,11 @@ impl ToolCallSplitter {
         }
     }
 
-    /// Whether markers have no meaning here: inside an object, they may be part of a string.
+    /// Whether markers have no meaning here: inside an object or a string.
     fn takes_all(&self) -> bool {
         match &self.place {
             Place::Object(object) => !object.scan.is_fresh(),
+            Place::Arguments { .. } => self.in_string,
             _ => false,
         }
     }
@@ -261,6 +267,7 @@ impl ToolCallSplitter {
     fn call_begins(&mut self, name: String) -> usize {
         let index = self.calls;
         self.calls += 1;
+        (self.in_string, self.escaped) = (false, false);
         self.held.clear();
         self.pieces.push(AnswerPiece::CallBegins { index, name });
         index
@@ -333,6 +340,13 @@ impl ToolCallSplitter {
             return;
         };
         let index = *index;
+        // No string has a line's end in it, so one that is never closed ends there at the latest.
+        (self.in_string, self.escaped) = match (self.in_string, self.escaped, character) {
+            (true, true, _) => (true, false),
+            (true, false, '\\') => (true, true),
+            (true, false, '"' | '\n') => (false, false),
+            (inside, _, character) => (inside || character == '"', false),
+        };
         let may_be_end = character.is_whitespace() || character == '`';
         if may_be_end && (*begun || !character.is_whitespace()) {
             self.held.push(character);
