@@ -58,8 +58,8 @@ impl Bodies {
     /// The bytes of a JSON body.
     ///
     /// # Errors
-    /// 415 for another type or an encoding, 413 beyond [`MAX_BODY_BYTES`], 408 where it comes too slowly,
-    /// 429 where too many large ones are there.
+    /// 415 for another type or an encoding, 413 beyond [`MAX_BODY_BYTES`], 408 where it comes too
+    /// slowly, 429 where too many large ones are there.
     pub async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Received, ApiError> {
         check_type(headers)?;
         let length = headers.get(header::CONTENT_LENGTH);

@@ -40,6 +40,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -115,19 +116,7 @@ pub fn serve(
     ready: impl FnOnce(SocketAddr),
     stop: impl Fn() -> bool,
 ) -> Result<(), Error> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(SERVING_THREADS)
-        .enable_all()
-        .build()
-        .map_err(Error::System)?;
-    let reading = tokio::runtime::Builder::new_current_thread()
-        .max_blocking_threads(READING_THREADS)
-        .on_thread_start(|| {
-            // Where the system refuses, requests are read at the priority of all else.
-            let _ = rustix::process::nice(READING_NICENESS);
-        })
-        .build()
-        .map_err(Error::System)?;
+    let (runtime, reading) = runtimes().map_err(Error::System)?;
     let farewell = Arc::clone(&log);
     let request_log = options.log_requests.then(|| Arc::clone(&log));
     let (worker, thread) = Worker::start(machine, options.places, log);
@@ -162,15 +151,7 @@ pub fn serve(
                 let _ = phase.send(Phase::Draining);
             };
             tokio::join!(serving, watching);
-            if worker.places_taken() > 0 {
-                farewell(&format!(
-                    "stopping after {} sequences under way, in {} seconds at most; a second \
-                     signal ends at once",
-                    worker.places_taken(),
-                    options.drain_time.as_secs()
-                ));
-            }
-            drained(&connections, &worker, options.drain_time).await;
+            drained(&connections, &worker, options.drain_time, &farewell).await;
             worker.stop();
             let _ = phase.send(Phase::Ended);
             connections.closed(LAST_WORDS).await;
@@ -191,9 +172,33 @@ pub fn serve(
     outcome
 }
 
+/// For connections, and for the requests that come through them.
+fn runtimes() -> std::io::Result<(Runtime, Runtime)> {
+    let serving = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(SERVING_THREADS)
+        .enable_all()
+        .build()?;
+    let reading = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(READING_THREADS)
+        .on_thread_start(|| {
+            // Where the system refuses, requests are read at the priority of all else.
+            let _ = rustix::process::nice(READING_NICENESS);
+        })
+        .build()?;
+    Ok((serving, reading))
+}
+
 /// Waits until all connections are closed, or nothing that remains open is waited for, or the time
 /// is over.
-async fn drained(connections: &Connections, worker: &Worker, within: Duration) {
+async fn drained(connections: &Connections, worker: &Worker, within: Duration, log: &Log) {
+    if worker.places_taken() > 0 {
+        log(&format!(
+            "stopping after {} sequences under way, in {} seconds at most; a second signal ends \
+             at once",
+            worker.places_taken(),
+            within.as_secs()
+        ));
+    }
     let end = Instant::now() + within;
     let mut quiet_since = Instant::now();
     while Instant::now() < end && quiet_since.elapsed() < LAST_WORDS {

@@ -69,7 +69,7 @@ pub struct Serve {
     /// Serve beyond loopback without a key
     #[arg(long, conflicts_with_all = ["api_key", "api_key_file"])]
     no_auth: bool,
-    /// Names of the model, such as a,b; the first is the one in answers [default: its folder's name]
+    /// Names of the model, such as a,b; answers have the first [default: its folder's name]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     served_model_name: Vec<String>,
     /// A host name under which browsers reach the server, beside addresses and localhost
