@@ -207,7 +207,7 @@ impl App {
         })
     }
 
-    /// Milliseconds are of no interest here.
+    /// Seconds since 1970, 0 where there is no clock.
     pub fn created(&self) -> i64 {
         self.served.now.map_or(0, |now| now())
     }

@@ -122,6 +122,7 @@ impl Serve {
         let model = weights.open(&mut folder, numerics, settings, &backend)?;
         let context = self.context(&folder);
         let machine = self.machine(model, backend, context, mtp)?;
+        self.say_cache(&machine, settings);
         if folder.chat_template.is_none() {
             settings.ui().warn(format_args!(
                 "{}: there is no chat template, so only /v1/completions answers",
@@ -148,6 +149,17 @@ impl Serve {
                 error => Failure::new(FAILURE, error, "start it again"),
             }
         })
+    }
+
+    /// What memory will hold when the server has been busy: the cache is kept.
+    fn say_cache(&self, machine: &Machine, settings: &Settings) {
+        let (config, sizes) = (&machine.model.config, machine.engine);
+        let tokens = sizes.num_blocks * sizes.block_size;
+        let bytes = 4 * (config.cache_elements_per_token() * tokens) as u64;
+        settings.ui().say(format_args!(
+            "cache: {tokens} tokens, {} once it is full (--cache-tokens)",
+            memory::shown(bytes)
+        ));
     }
 
     /// Where the server is, for people or for programs.

@@ -264,3 +264,90 @@ fn backward_is_the_slope_of_the_formula_and_the_same_bits_everywhere() {
         }
     }
 }
+
+/// Few queries read keys where they lie, many have them packed: whatever the shape, the chunks and
+/// the instruction set, the bits are those of the whole sequence at once.
+#[test]
+fn few_rows_in_place_are_the_packed_products() {
+    let mut draw = Chance::new(77, Purpose::Problem).draws(9);
+    for trial in 0..120 {
+        let kv_heads = 1 + draw(3) as usize;
+        let group = 1 + draw(6) as usize;
+        let (a, b) = (
+            [20, 80, 200][draw(3) as usize],
+            [20, 80, 200][draw(3) as usize],
+        );
+        let shape = Heads {
+            heads: kv_heads * group,
+            kv_heads,
+            qk_dim: 1 + draw(a) as usize,
+            v_dim: 1 + draw(b) as usize,
+            scale: 0.3,
+        };
+        let n_most = [3, 20, 90][draw(3) as usize];
+        let n = 1 + draw(n_most) as usize;
+        let bs = 1 + draw(20) as usize;
+        let blocks = n.div_ceil(bs);
+        let total = blocks + 3;
+        let mut table: Vec<u32> = (0..total as u32).collect();
+        for i in (1..total).rev() {
+            table.swap(i, draw(i as u64 + 1) as usize);
+        }
+        table.truncate(blocks);
+        let q = random(trial as u64 * 3, n * shape.heads * shape.qk_dim);
+        let k = random(trial as u64 * 3 + 1, total * bs * kv_heads * shape.qk_dim);
+        let v = random(trial as u64 * 3 + 2, total * bs * kv_heads * shape.v_dim);
+        let (qw, ow) = (shape.heads * shape.qk_dim, shape.heads * shape.v_dim);
+        let mut expected: Option<(Vec<u32>, Vec<u32>)> = None;
+        for isa in Isa::available() {
+            let cpu = Cpu::new(1 + trial as usize % 2, isa);
+            for chunk in [n, 1, 2, 3, 5] {
+                let mut out = vec![7.0; n * ow];
+                let mut stats = vec![0.0; n * shape.heads * 2];
+                let mut first = 0;
+                while first < n {
+                    let last = n.min(first + chunk);
+                    let s = Sequences {
+                        cu_seqlens: &[0, (last - first) as u32],
+                        context_lens: &[last as u32],
+                        key_rows: KeyRows::Blocks {
+                            tables: &table,
+                            blocks_per_sequence: blocks,
+                            block_size: bs,
+                        },
+                    };
+                    attention(
+                        &cpu,
+                        Mat::new(&q[first * qw..last * qw], qw),
+                        Mat::new(&k, kv_heads * shape.qk_dim),
+                        Mat::new(&v, kv_heads * shape.v_dim),
+                        &shape,
+                        &s,
+                        MatMut::new(&mut out[first * ow..last * ow], ow),
+                        &mut stats[first * shape.heads * 2..last * shape.heads * 2],
+                    );
+                    first = last;
+                }
+                let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+                let got = (bits(&out), bits(&stats));
+                match &expected {
+                    None => expected = Some(got),
+                    Some(expected) => {
+                        let Heads {
+                            heads,
+                            kv_heads,
+                            qk_dim,
+                            v_dim,
+                            ..
+                        } = shape;
+                        assert!(
+                            *expected == got,
+                            "trial {trial}, {isa}, chunks of {chunk}: {heads} heads on {kv_heads}, \
+                             widths {qk_dim} and {v_dim}, {n} keys in blocks of {bs}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
