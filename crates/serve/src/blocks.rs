@@ -3,11 +3,18 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
+use axum::http::Response;
 use engine::ScoredToken;
+use serde_json::Value;
 use text::{AnswerPiece, Tokenizer};
 
-use crate::generation::{Delta, Finish};
+use crate::error::ApiError;
+use crate::generation::{Delta, Finish, Generation, Plan, Usage};
 use crate::logprobs::token_text;
+use crate::reply::json_response;
+use crate::service::{App, Arrival};
+use crate::stream::{self, Frames};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -39,6 +46,41 @@ pub enum Step {
         tokens: Vec<ScoredToken>,
     },
     Ends(usize),
+}
+
+/// An API whose answers are blocks.
+pub trait Voice: Frames {
+    fn blocks(&mut self) -> &mut Blocks;
+    /// The answer at its end.
+    fn whole(&self, usage: Usage) -> Value;
+}
+
+/// A request that has been read.
+pub struct Prepared<V> {
+    pub plan: Plan,
+    pub voice: V,
+    pub stream: bool,
+}
+
+impl<V: Voice> Prepared<V> {
+    /// Generates, and answers at once or as it comes.
+    ///
+    /// # Errors
+    /// The engine refuses, or ends.
+    pub async fn answer(
+        mut self,
+        app: Arc<App>,
+        arrival: Arrival,
+    ) -> Result<Response<Body>, ApiError> {
+        let mut generation = Generation::start(app, self.plan, arrival).await?;
+        if self.stream {
+            return Ok(stream::response(generation, self.voice));
+        }
+        while let Some(delta) = generation.next().await {
+            self.voice.blocks().take(&delta?);
+        }
+        Ok(json_response(&self.voice.whole(generation.usage())))
+    }
 }
 
 /// The blocks so far.

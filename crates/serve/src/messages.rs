@@ -3,21 +3,16 @@
 mod input;
 mod output;
 
-use std::sync::Arc;
-
-use axum::body::Body;
-use axum::http::Response;
 use serde_json::{Value, json};
 
+use crate::blocks;
 use crate::chat::{Planned, streaming, thinking_budget};
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::generation::{Generation, Plan};
-use crate::reply::{Head, json_response};
+use crate::reply::Head;
 use crate::sampling::{sampling, stops};
 use crate::service::{App, Arrival};
 use crate::shape::{ToolChoice, checked, shape};
-use crate::stream;
 
 use output::Voice;
 
@@ -25,11 +20,7 @@ use output::Voice;
 const MAX_TEMPERATURE: f64 = 2.0;
 
 /// A request that has been read.
-pub struct Prepared {
-    plan: Plan,
-    voice: Voice,
-    stream: bool,
-}
+pub type Prepared = blocks::Prepared<Voice>;
 
 /// # Errors
 /// Whatever is wrong with the request.
@@ -102,28 +93,4 @@ pub fn count_tokens(app: &App, body: &Value) -> Result<Value, ApiError> {
     tool_choice(&fields, &conversation.tool_names())?;
     let prompted = conversation.prompt(app)?;
     Ok(json!({"input_tokens": prompted.token_ids.len()}))
-}
-
-/// Generates, and answers at once or as it comes.
-///
-/// # Errors
-/// The engine refuses, or ends.
-pub async fn answer(
-    app: Arc<App>,
-    prepared: Prepared,
-    arrival: Arrival,
-) -> Result<Response<Body>, ApiError> {
-    let Prepared {
-        plan,
-        mut voice,
-        stream,
-    } = prepared;
-    let mut generation = Generation::start(app, plan, arrival).await?;
-    if stream {
-        return Ok(stream::response(generation, voice));
-    }
-    while let Some(delta) = generation.next().await {
-        voice.take(&delta?);
-    }
-    Ok(json_response(&voice.whole(generation.usage())))
 }

@@ -6,20 +6,17 @@ mod output;
 
 use std::sync::Arc;
 
-use axum::body::Body;
-use axum::http::Response;
 use serde_json::{Value, json};
 
+use crate::blocks;
 use crate::chat::{Planned, streaming, thinking_budget};
 use crate::conversation::{Conversation, flat_tool, kwargs, not_taken, tool_list};
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
-use crate::generation::{Generation, Plan};
-use crate::reply::{Head, json_response};
+use crate::reply::Head;
 use crate::sampling::{MAX_TOP_LOGPROBS, sampling};
 use crate::service::{App, Arrival};
 use crate::shape::{shape, tool_choice};
-use crate::stream;
 
 use output::Voice;
 
@@ -41,11 +38,7 @@ const MAX_METADATA_NAME: usize = 64;
 const MAX_METADATA_TEXT: usize = 512;
 
 /// A request that has been read.
-pub struct Prepared {
-    plan: Plan,
-    voice: Voice,
-    stream: bool,
-}
+pub type Prepared = blocks::Prepared<Voice>;
 
 /// # Errors
 /// Whatever is wrong with the request.
@@ -187,28 +180,4 @@ fn metadata(fields: &Fields) -> Result<Value, ApiError> {
         }
     }
     Ok(Value::Object(pairs.clone()))
-}
-
-/// Generates, and answers at once or as it comes.
-///
-/// # Errors
-/// The engine refuses, or ends.
-pub async fn answer(
-    app: Arc<App>,
-    prepared: Prepared,
-    arrival: Arrival,
-) -> Result<Response<Body>, ApiError> {
-    let Prepared {
-        plan,
-        mut voice,
-        stream,
-    } = prepared;
-    let mut generation = Generation::start(app, plan, arrival).await?;
-    if stream {
-        return Ok(stream::response(generation, voice));
-    }
-    while let Some(delta) = generation.next().await {
-        voice.take(&delta?);
-    }
-    Ok(json_response(&voice.whole(generation.usage())))
 }

@@ -188,7 +188,7 @@ async fn responses(State(app): Shared, request: Request) -> Response<Body> {
     let outcome = async {
         let read = |app: &Arc<App>, body: &Value, arrival| responses::prepare(app, body, arrival);
         let (arrival, prepared) = prepared(&app, request, read).await?;
-        responses::answer(app, prepared, arrival).await
+        prepared.answer(app, arrival).await
     };
     openai(outcome.await)
 }
@@ -197,7 +197,7 @@ async fn messages(State(app): Shared, request: Request) -> Response<Body> {
     let outcome = async {
         let read = |app: &Arc<App>, body: &Value, arrival| messages::prepare(app, body, arrival);
         let (arrival, prepared) = prepared(&app, request, read).await?;
-        messages::answer(app, prepared, arrival).await
+        prepared.answer(app, arrival).await
     };
     anthropic(outcome.await)
 }

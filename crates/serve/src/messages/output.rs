@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::blocks::{Block, Blocks, Kind, Step};
+use crate::blocks::{self, Block, Blocks, Kind, Step};
 use crate::error::ApiError;
 use crate::generation::{Delta, Finish, Usage};
 use crate::reply::Head;
@@ -22,21 +22,6 @@ impl Voice {
             prompt_tokens,
             blocks: Blocks::default(),
         }
-    }
-
-    pub fn take(&mut self, delta: &Delta) -> Vec<Step> {
-        self.blocks.take(delta)
-    }
-
-    /// The message at its end.
-    pub fn whole(&self, usage: Usage) -> Value {
-        let blocks = self.blocks.blocks.iter();
-        let content = blocks.map(|block| self.block(block, &block.text)).collect();
-        let mut message = self.message(content, usage);
-        let (reason, sequence) = self.stop();
-        message["stop_reason"] = json!(reason);
-        message["stop_sequence"] = json!(sequence);
-        message
     }
 
     fn message(&self, content: Value, usage: Usage) -> Value {
@@ -131,6 +116,22 @@ fn event(name: &str, of: Value, out: &mut String) {
     stream::event(name, &event, out);
 }
 
+impl blocks::Voice for Voice {
+    fn blocks(&mut self) -> &mut Blocks {
+        &mut self.blocks
+    }
+
+    fn whole(&self, usage: Usage) -> Value {
+        let blocks = self.blocks.blocks.iter();
+        let content = blocks.map(|block| self.block(block, &block.text)).collect();
+        let mut message = self.message(content, usage);
+        let (reason, sequence) = self.stop();
+        message["stop_reason"] = json!(reason);
+        message["stop_sequence"] = json!(sequence);
+        message
+    }
+}
+
 impl Frames for Voice {
     fn begin(&mut self, out: &mut String) {
         let usage = Usage {
@@ -143,7 +144,7 @@ impl Frames for Voice {
     }
 
     fn delta(&mut self, delta: &Delta, out: &mut String) {
-        for step in self.take(delta) {
+        for step in self.blocks.take(delta) {
             self.step(&step, out);
         }
     }
@@ -233,7 +234,7 @@ mod tests {
         assert_eq!(events[11]["content_block"]["input"], json!({}));
         assert_eq!(events[15]["delta"]["stop_reason"], "tool_use");
         assert_eq!(events[15]["usage"]["input_tokens"], 1);
-        let whole = voice.whole(usage);
+        let whole = blocks::Voice::whole(&voice, usage);
         let content = json!([
             {"type": "thinking", "thinking": "six times", "signature": ""},
             {"type": "text", "text": "forty"},

@@ -6,7 +6,7 @@ use engine::ScoredToken;
 use serde_json::{Value, json};
 use text::Tokenizer;
 
-use crate::blocks::{Blocks, Kind, Step};
+use crate::blocks::{self, Blocks, Kind, Step};
 use crate::chat::call_id;
 use crate::error::ApiError;
 use crate::generation::{Delta, Finish, Usage};
@@ -34,26 +34,6 @@ impl Voice {
             tokenizer,
             next_event: 0,
         }
-    }
-
-    pub fn take(&mut self, delta: &Delta) -> Vec<Step> {
-        self.blocks.take(delta)
-    }
-
-    /// The response at its end.
-    pub fn whole(&self, usage: Usage) -> Value {
-        let cut = self.blocks.finish == Some(Finish::Length);
-        let mut response = self.response(match cut {
-            true => "incomplete",
-            false => "completed",
-        });
-        let items = 0..self.blocks.blocks.len();
-        response["output"] = items.map(|block| self.item(block)).collect();
-        response["usage"] = usage_reply(usage);
-        if cut {
-            response["incomplete_details"] = json!({"reason": "max_output_tokens"});
-        }
-        response
     }
 
     /// The response without its items.
@@ -212,6 +192,27 @@ impl Voice {
     }
 }
 
+impl blocks::Voice for Voice {
+    fn blocks(&mut self) -> &mut Blocks {
+        &mut self.blocks
+    }
+
+    fn whole(&self, usage: Usage) -> Value {
+        let cut = self.blocks.finish == Some(Finish::Length);
+        let mut response = self.response(match cut {
+            true => "incomplete",
+            false => "completed",
+        });
+        let items = 0..self.blocks.blocks.len();
+        response["output"] = items.map(|block| self.item(block)).collect();
+        response["usage"] = usage_reply(usage);
+        if cut {
+            response["incomplete_details"] = json!({"reason": "max_output_tokens"});
+        }
+        response
+    }
+}
+
 impl Frames for Voice {
     fn begin(&mut self, out: &mut String) {
         for name in ["response.created", "response.in_progress"] {
@@ -221,7 +222,7 @@ impl Frames for Voice {
     }
 
     fn delta(&mut self, delta: &Delta, out: &mut String) {
-        for step in self.take(delta) {
+        for step in self.blocks.take(delta) {
             match step {
                 Step::Begins(block) => self.begins(block, out),
                 Step::Grows {
@@ -235,7 +236,7 @@ impl Frames for Voice {
     }
 
     fn end(&mut self, usage: Usage, out: &mut String) {
-        let response = self.whole(usage);
+        let response = blocks::Voice::whole(self, usage);
         let name = match self.blocks.finish {
             Some(Finish::Length) => "response.incomplete",
             _ => "response.completed",
