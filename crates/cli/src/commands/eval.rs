@@ -66,7 +66,7 @@ pub struct Eval {
     #[arg(long, value_name = "N", default_value_t = 16)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: u16,
-    /// Server: complete the task's own prompt, which ends in <think>, instead of chatting
+    /// Server: complete the task's own prompt, with its thinking opened, instead of chatting
     #[arg(long)]
     completions: bool,
     #[command(flatten)]
