@@ -531,11 +531,11 @@ impl Frames for ChatFrames {
         if self.include_usage {
             self.chunk(Vec::new(), Some(UsageReply::from(usage)), out);
         }
-        *out += "data: [DONE]\n\n";
+        stream::done(out);
     }
 
     fn error(&mut self, error: &ApiError, out: &mut String) {
         stream::data(&error.openai(), out);
-        *out += "data: [DONE]\n\n";
+        stream::done(out);
     }
 }

@@ -177,12 +177,7 @@ fn one_prompt(app: &App, value: &Value, path: &str) -> Result<PromptGiven, ApiEr
     let given = match value {
         Value::String(text) => {
             let mut token_ids = app.encode(text)?;
-            let wanted = app.served.first_token_id;
-            let missing = wanted.filter(|first| token_ids.first() != Some(first));
-            if let Some(first) = missing {
-                token_ids.insert(0, first);
-            }
-            let has_first = missing.is_none();
+            let has_first = !app.put_first(&mut token_ids);
             PromptGiven {
                 text: text.clone(),
                 has_first,
@@ -384,11 +379,11 @@ impl Frames for TextFrames {
         if self.include_usage {
             self.chunk(Vec::new(), Some(UsageReply::from(usage)), out);
         }
-        *out += "data: [DONE]\n\n";
+        stream::done(out);
     }
 
     fn error(&mut self, error: &ApiError, out: &mut String) {
         stream::data(&error.openai(), out);
-        *out += "data: [DONE]\n\n";
+        stream::done(out);
     }
 }

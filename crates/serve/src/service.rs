@@ -150,6 +150,18 @@ impl App {
         Ok(self.tokenizer.encode(text)?)
     }
 
+    /// Puts the token in front that a text which is no chat begins with, unless it is there already
+    /// or the model has none. Whether it was put there.
+    pub fn put_first(&self, token_ids: &mut Vec<u32>) -> bool {
+        match self.served.first_token_id {
+            Some(first) if token_ids.first() != Some(&first) => {
+                token_ids.insert(0, first);
+                true
+            }
+            _ => false,
+        }
+    }
+
     pub fn name(&self) -> &str {
         self.served.names.first().map_or("model", String::as_str)
     }

@@ -33,7 +33,12 @@ pub fn data(value: &impl Serialize, out: &mut String) {
     write!(out, "data: {json}\n\n").expect("a string takes all there is");
 }
 
-/// The same with the event's name before.
+/// How the older two of OpenAI's APIs end a stream.
+pub fn done(out: &mut String) {
+    *out += "data: [DONE]\n\n";
+}
+
+/// [`data`] with the event's name before.
 pub fn event(name: &str, value: &impl Serialize, out: &mut String) {
     writeln!(out, "event: {name}").expect("a string takes all there is");
     data(value, out);

@@ -19,12 +19,8 @@ pub fn tokenize(app: &App, body: &Value) -> Result<Value, ApiError> {
     let tokens = match fields.text("prompt")? {
         Some(text) => {
             let mut tokens = app.tokens(text)?;
-            let with_first = fields.flag("add_special_tokens")?.unwrap_or(true);
-            match app.served.first_token_id {
-                Some(first) if with_first && tokens.first() != Some(&first) => {
-                    tokens.insert(0, first);
-                }
-                _ => {}
+            if fields.flag("add_special_tokens")?.unwrap_or(true) {
+                app.put_first(&mut tokens);
             }
             tokens
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use engine::{EngineConfig, Speculation};
 use kernels::Cpu;
-use model::Model;
+use model::{Config, Model};
 use serde_json::json;
 use serve::{Access, Machine, Options, Served};
 
@@ -153,9 +153,10 @@ impl Serve {
 
     /// What memory will hold when the server has been busy: the cache is kept.
     fn say_cache(&self, machine: &Machine, settings: &Settings) {
-        let (config, sizes) = (&machine.model.config, machine.engine);
+        let sizes = machine.engine;
         let tokens = sizes.num_blocks * sizes.block_size;
-        let bytes = 4 * (config.cache_elements_per_token() * tokens) as u64;
+        let one = block_bytes(&machine.model.config, sizes.speculation.mtp);
+        let bytes = one * sizes.num_blocks as u64;
         settings.ui().say(format_args!(
             "cache: {tokens} tokens, {} once it is full (--cache-tokens)",
             memory::shown(bytes)
@@ -248,9 +249,7 @@ impl Serve {
     ) -> Result<Machine, Failure> {
         let parallel = self.parallel as usize;
         let one = context.div_ceil(BLOCK_SIZE);
-        let layers = model.config.num_hidden_layers;
-        let block_floats = model.config.cache_elements_per_token() * BLOCK_SIZE;
-        let block_bytes = 4 * (block_floats + usize::from(mtp) * block_floats / layers) as u64;
+        let block_bytes = block_bytes(&model.config, mtp);
         let all = parallel.saturating_mul(one);
         let num_blocks = match (self.cache_tokens, memory::available()) {
             (Some(tokens), _) => tokens.div_ceil(BLOCK_SIZE).max(1),
@@ -328,6 +327,12 @@ impl Serve {
             base_seed: settings.seed.unwrap_or_else(|| now().unsigned_abs()),
         })
     }
+}
+
+/// Of one block of the cache; multi-token prediction has a layer of its own.
+fn block_bytes(config: &Config, mtp: bool) -> u64 {
+    let floats = config.cache_elements_per_token() * BLOCK_SIZE;
+    4 * (floats + usize::from(mtp) * floats / config.num_hidden_layers) as u64
 }
 
 /// Seconds since 1970.
