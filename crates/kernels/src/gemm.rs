@@ -17,8 +17,8 @@ mod weight;
 
 pub(crate) use pack::{pack_panel_nt, pack_rows};
 pub(crate) use tile::{Lanes, item_function};
-pub(crate) use weight::Panels;
 pub use weight::Weight;
+pub(crate) use weight::{Direction, Panels};
 
 use crate::cpu::Cpu;
 use crate::mat::{Mat, MatMut};
@@ -28,7 +28,6 @@ use operands::{Reading, reserve};
 use std::ops::Range;
 use std::sync::PoisonError;
 use tile::{Item, pairs_function};
-use weight::Direction;
 
 /// Columns of a panel, on every instruction set.
 pub(crate) const PANEL: usize = 32;

@@ -21,6 +21,7 @@
 
 mod bytes;
 mod chance;
+mod count;
 mod cpu;
 mod gemm;
 mod isa;
@@ -35,6 +36,7 @@ mod stored;
 
 pub use bytes::{Bytes, MappedFile};
 pub use chance::{Chance, Purpose};
+pub use count::{Count, Counts};
 pub use cpu::Cpu;
 pub use gemm::Weight;
 pub use isa::Isa;

@@ -4,6 +4,18 @@
 //! Nothing here measures: every efficiency is data with a source (`data/efficiencies.toml`).
 #![forbid(unsafe_code)]
 
+pub mod chip;
+pub mod date;
+pub mod efficiency;
+pub mod error;
+pub mod executed;
 pub mod interval;
+pub mod job;
+pub mod layer_time;
+pub mod layout;
+pub mod memory;
+mod nearest;
+pub mod partition;
 pub mod quantity;
 pub mod shape;
+pub mod step;

@@ -60,7 +60,7 @@ enum Form {
 
 /// Which product a weight serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
+pub(crate) enum Direction {
     /// `x wᵀ`.
     Nt,
     /// `dy w`.
@@ -162,6 +162,19 @@ impl Weight {
         }
     }
 
+    /// Bytes that a product in this direction reads: the panels of the other one lie still.
+    pub(crate) fn bytes_read(&self, direction: Direction) -> usize {
+        let Form::Panels { nt, nn, .. } = &self.form else {
+            return self.bytes();
+        };
+        let panels = match direction {
+            Direction::Nt => nt,
+            Direction::Nn => nn,
+        };
+        let panels = panels.as_ref().expect("panels for the direction");
+        panels.lanes.len() * size_of::<u32>()
+    }
+
     /// Row `row` of the weight as the form holds it, in f32; `out [in_features]`. Panels of bf16
     /// pairs hold what rounding left of it.
     ///
@@ -233,7 +246,7 @@ impl Weight {
     }
 
     /// Depth in k and columns of the weight in a direction.
-    pub(super) fn shape(&self, direction: Direction) -> (usize, usize) {
+    pub(crate) fn shape(&self, direction: Direction) -> (usize, usize) {
         match direction {
             Direction::Nt => (self.in_features, self.out_features),
             Direction::Nn => (self.out_features, self.in_features),

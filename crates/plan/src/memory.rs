@@ -1,0 +1,239 @@
+//! Bytes on the fullest chip, by what they hold.
+
+use serde::Serialize;
+
+use crate::job::{Job, Precision};
+use crate::layout::{Recompute, Schedule};
+use crate::partition::{Unit, UnitKind};
+use crate::quantity::Bytes;
+use crate::shape::{Attention, Layer, Part, Split};
+
+/// What programs leave of a chip's memory after driver, libraries, exchange buffers and gaps.
+pub const USABLE: f64 = 0.94;
+
+/// Bytes on the fullest chip.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Memory {
+    pub weights: Bytes,
+    pub gradients: Bytes,
+    /// Masters in f32 and Adam's moments.
+    pub optimizer: Bytes,
+    pub activations: Bytes,
+    /// Logits and their gradients, on the stage that has the head.
+    pub logits: Bytes,
+    /// Weights outside the experts that the chip works with.
+    #[serde(skip)]
+    pub dense_parameters: f64,
+    #[serde(skip)]
+    pub expert_parameters: f64,
+    /// Gradients that the chip's share of the optimizer reads.
+    #[serde(skip)]
+    pub gradients_of_optimizer: Bytes,
+}
+
+impl Memory {
+    pub fn total(&self) -> Bytes {
+        self.named().iter().map(|(_, bytes)| *bytes).sum()
+    }
+
+    pub fn named(&self) -> [(&'static str, Bytes); 5] {
+        [
+            ("weights", self.weights),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("activations", self.activations),
+            ("logits", self.logits),
+        ]
+    }
+
+    /// Whether a chip with so much memory holds it.
+    pub fn fits(&self, memory: Bytes) -> bool {
+        self.total() <= memory * USABLE
+    }
+}
+
+/// Of the stage that needs most.
+pub fn memory(job: &Job, units: &[Unit], stages: &[Vec<usize>]) -> Memory {
+    let last = stages.len() - 1;
+    let all = stages.iter().enumerate().map(|(stage, held)| {
+        let ends = match job.layout.schedule {
+            // Each chip of DualPipe holds two stages; the outermost has the first and the last.
+            Schedule::DualPipe => [stage == 0 || stage == last; 2],
+            _ => [stage == 0, stage == last],
+        };
+        of_stage(job, units, held, stage as u64, ends)
+    });
+    all.max_by(|a, b| a.total().0.total_cmp(&b.total().0))
+        .expect("a pipeline has stages")
+}
+
+fn of_stage(job: &Job, units: &[Unit], held: &[usize], stage: u64, ends: [bool; 2]) -> Memory {
+    let layout = &job.layout;
+    let [mut dense, mut expert] = [0.0, 0.0];
+    let mut kept = 0.0;
+    for &unit in held {
+        let [of_dense, of_expert] = parameters(job, &units[unit].kind);
+        dense += of_dense;
+        expert += of_expert;
+        kept += match units[unit].kind {
+            UnitKind::Layer(layer) | UnitKind::Mtp(layer) => activation_bytes(job, layer),
+            UnitKind::Head => 0.0,
+        };
+    }
+    let table = (job.shape.vocab_size * job.shape.hidden_size) as f64 / layout.tp as f64;
+    let tied_copy = job.shape.tie_word_embeddings && ends[1] && !ends[0];
+    dense += if ends[0] || tied_copy { table } else { 0.0 };
+    let copies = layout.schedule.copies() as f64;
+    let in_flight = in_flight(job, stage) / copies;
+    let mut memory = states(job, dense, expert, copies);
+    memory.activations = Bytes(kept * job.tokens() * in_flight);
+    if ends[1] {
+        // In 16 bits, and their gradient in f32.
+        let logits = job.tokens() * job.shape.vocab_size as f64 / layout.tp as f64;
+        memory.logits = Bytes(6.0 * logits);
+    }
+    memory
+}
+
+/// Weights, gradients and optimizer of a chip that holds so many parameters.
+fn states(job: &Job, dense: f64, expert: f64, copies: f64) -> Memory {
+    let (layout, software) = (&job.layout, &job.software);
+    let groups = [
+        (dense, (layout.dp(job.cluster.chips) * layout.cp) as f64),
+        (expert, layout.expert_dp(job.cluster.chips) as f64),
+    ];
+    let sharded = |from: u64, bytes: f64| {
+        let per_group = groups.map(|(parameters, group)| {
+            let group = if layout.zero >= from { group } else { 1.0 };
+            parameters * bytes / group
+        });
+        Bytes(per_group.iter().sum())
+    };
+    let gradient = software.gradient_bytes as f64;
+    let state = 4.0 + 2.0 * software.moment_bytes as f64;
+    // Two stages' weights are on each chip of DualPipe, and each stage's on two chips: the state
+    // is divided among both.
+    Memory {
+        weights: sharded(3, 2.0),
+        gradients: sharded(2, gradient),
+        optimizer: sharded(1, state) / copies,
+        dense_parameters: dense,
+        expert_parameters: expert,
+        gradients_of_optimizer: sharded(1, gradient) / copies,
+        ..Memory::default()
+    }
+}
+
+/// Dense and expert parameters of a unit on one chip.
+fn parameters(job: &Job, kind: &UnitKind) -> [f64; 2] {
+    let (layout, shape) = (&job.layout, job.shape);
+    let tp = layout.tp as f64;
+    let of_layer = |layer: &Layer| {
+        let [mut dense, mut expert] = [0.0, 0.0];
+        for product in layer.products(shape.hidden_size) {
+            let parameters = product.parameters() as f64;
+            match (product.part, product.split) {
+                (Part::RoutedExperts, _) if layout.ep > 1 => {
+                    expert += parameters / layout.ep as f64
+                }
+                (Part::RoutedExperts, _) => dense += parameters / tp,
+                (_, Split::Whole) => dense += parameters,
+                _ => dense += parameters / tp,
+            }
+        }
+        [
+            dense + layer.vectors(shape.hidden_size, shape.norm_vectors) as f64,
+            expert,
+        ]
+    };
+    match kind {
+        UnitKind::Layer(layer) => of_layer(layer),
+        UnitKind::Mtp(layer) => {
+            let [dense, expert] = of_layer(layer);
+            [dense + shape.mtp_projection().parameters() as f64, expert]
+        }
+        UnitKind::Head if shape.tie_word_embeddings => [0.0, 0.0],
+        UnitKind::Head => [shape.head().parameters() as f64 / tp, 0.0],
+    }
+}
+
+/// Micro-batches whose activations a stage holds at once.
+fn in_flight(job: &Job, stage: u64) -> f64 {
+    let layout = &job.layout;
+    let rounds = layout.micro_batches(job.cluster.chips, job.batch_seqs) as f64;
+    let (pp, chunks) = (layout.pp as f64, layout.chunks as f64);
+    let most = match layout.schedule {
+        Schedule::OneForwardOneBackward | Schedule::Zb1p => pp - stage as f64,
+        Schedule::Interleaved => pp + (pp - 1.0) / chunks - stage as f64,
+        Schedule::DualPipe => pp + 1.0,
+    };
+    most.min(rounds)
+}
+
+/// Bytes that one layer keeps of one token for the backward pass (Korthikanti et al., section 4,
+/// with MLA and experts).
+pub fn activation_bytes(job: &Job, layer: &Layer) -> f64 {
+    let hidden = job.shape.hidden_size as f64;
+    let tp = job.layout.tp as f64;
+    let stream = if job.software.sequence_parallel {
+        hidden / tp
+    } else {
+        hidden
+    };
+    if job.layout.recompute == Recompute::Full {
+        return 2.0 * stream;
+    }
+    let selective = job.layout.recompute == Recompute::Selective;
+    let cheap = selective && job.software.fused_attention;
+    let operand = if job.precision == Precision::Bf16 {
+        2.0
+    } else {
+        1.0
+    };
+    // What the two norms see, and what they give unless it is computed again.
+    let mut bytes = 4.0 * stream;
+    if !cheap {
+        bytes += 2.0 * operand * stream;
+    }
+    bytes += attention_bytes(&layer.attention, tp, cheap, operand);
+    let feed_forward = &layer.feed_forward;
+    let mut width = feed_forward.width as f64 / tp;
+    if let Some(experts) = &feed_forward.experts {
+        let active = experts.active as f64;
+        width += (active * experts.width as f64 + experts.shared_width as f64) / tp;
+        // Copies that went to experts, and what they gave back.
+        bytes += active * hidden / tp * (operand + if cheap { 0.0 } else { 2.0 });
+    }
+    let matrices = if feed_forward.gated { 2.0 } else { 1.0 };
+    bytes += 2.0 * matrices * width;
+    if !cheap {
+        bytes += operand * width;
+    }
+    if !job.software.fused_attention {
+        // Masks of dropout, and the scores unless they are computed again.
+        bytes += 2.0 * stream;
+        if !selective {
+            let heads = layer.attention.num_heads() as f64 / tp;
+            bytes += 5.0 * heads * job.seq_len as f64;
+        }
+    }
+    bytes
+}
+
+/// Queries, keys, values and what the output projection sees.
+fn attention_bytes(attention: &Attention, tp: f64, cheap: bool, operand: f64) -> f64 {
+    match attention {
+        Attention::Mla(mla) => {
+            let latents = (mla.q_lora_rank.unwrap_or(0) + mla.latent_width()) as f64;
+            let out = (mla.num_heads * mla.v_head_dim) as f64 / tp;
+            let expanded = (mla.num_heads * (2 * mla.qk_head_dim() + mla.v_head_dim)) as f64 / tp;
+            let kept = if cheap { 0.0 } else { 2.0 * expanded };
+            2.0 * latents + kept + 2.0 * out
+        }
+        Attention::Grouped(grouped) => {
+            let heads = (grouped.num_heads + 2 * grouped.num_kv_heads) * grouped.head_dim;
+            let out = (grouped.num_heads * grouped.head_dim) as f64 / tp;
+            2.0 * heads as f64 / tp + operand.max(1.0) * out
+        }
+    }
+}
