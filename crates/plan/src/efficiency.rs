@@ -13,6 +13,8 @@ pub enum Efficiency {
     Matmul,
     /// Dense products in 8 bits, of the best measured product on the chip.
     MatmulFp8,
+    /// Products on chips since 2022, which lower their clocks under load, of what they would reach.
+    Clocks,
     /// Dense products in 4 bits, of the peak.
     MatmulFp4,
     /// Experts' grouped products, of the dense ones.
@@ -21,8 +23,11 @@ pub enum Efficiency {
     Unmeasured,
     /// Fused attention forward, causal operations, of the 16-bit peak.
     AttentionForward,
-    /// Fused attention backward, model operations (twice the forward's), of the 16-bit peak.
+    /// Fused attention backward, causal operations (two and a half times the forward's), of the
+    /// 16-bit peak.
     AttentionBackward,
+    /// FlashAttention-2 on chips later than the A100, of what is possible there.
+    Flash2,
     /// Elementwise work, of the bandwidth of memory.
     Memory,
     /// Links inside a scale-up domain, of their rate per direction.
@@ -35,25 +40,30 @@ pub enum Efficiency {
     Launch,
     /// Of what could be hidden behind compute, the share that is not.
     Exposed,
+    /// The same of experts' exchanges, which also take processors from what hides them.
+    ExposedExperts,
     /// Share of a step lost to chips that wait for the slowest.
     Waiting,
 }
 
 impl Efficiency {
-    pub const ALL: [Efficiency; 14] = [
+    pub const ALL: [Efficiency; 17] = [
         Efficiency::Matmul,
         Efficiency::MatmulFp8,
+        Efficiency::Clocks,
         Efficiency::MatmulFp4,
         Efficiency::Grouped,
         Efficiency::Unmeasured,
         Efficiency::AttentionForward,
         Efficiency::AttentionBackward,
+        Efficiency::Flash2,
         Efficiency::Memory,
         Efficiency::ScaleUp,
         Efficiency::ScaleOut,
         Efficiency::Kernel,
         Efficiency::Launch,
         Efficiency::Exposed,
+        Efficiency::ExposedExperts,
         Efficiency::Waiting,
     ];
 }

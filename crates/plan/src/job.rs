@@ -50,12 +50,25 @@ impl Precision {
     }
 }
 
-/// What software does of what is known to be possible. The default is what the best does now.
+/// How attention is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttentionKernel {
+    /// Scores go through memory.
+    Unfused,
+    /// FlashAttention-2, written for A100: slower than can be on what came later.
+    Flash2,
+    /// Written for the chip at hand (FlashAttention-3, cuDNN).
+    Native,
+}
+
+/// What software does of what is known to be possible. The default is what the best does now.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Software {
-    /// Attention without its scores in memory (FlashAttention).
-    pub fused_attention: bool,
+    pub attention: AttentionKernel,
+    /// Attention's products in 8 bits where the others are.
+    pub fp8_attention: bool,
     /// Norms and residual stream divided over tensor parallelism, along the sequence.
     pub sequence_parallel: bool,
     /// Tensor parallelism's exchanges beside products.
@@ -64,28 +77,36 @@ pub struct Software {
     pub overlap_experts: bool,
     /// Gradients and weights of data parallelism beside compute.
     pub overlap_data: bool,
-    /// Kernels started by replayed graphs, not one by one from the host.
-    pub graphs: bool,
+    /// Share of kernels that the host starts one by one; graphs replay the others.
+    pub launched: f64,
     /// Bytes of a gradient while it is summed over micro-batches.
     pub gradient_bytes: u64,
     /// Bytes of each of Adam's two moments.
     pub moment_bytes: u64,
     /// Whether a token's experts are sent to each machine once (DeepEP), not once per expert.
     pub deduplicated: bool,
+    /// Whether each chip of tensor parallelism sends its part of the stream to the next stage, and
+    /// not all of them the whole.
+    pub scattered: bool,
+    /// Its steps by what the formulas say, as published steps have shown.
+    pub slowdown: f64,
 }
 
 impl Default for Software {
     fn default() -> Software {
         Software {
-            fused_attention: true,
+            attention: AttentionKernel::Native,
+            fp8_attention: false,
             sequence_parallel: true,
             overlap_tensor: true,
             overlap_experts: true,
             overlap_data: true,
-            graphs: true,
+            launched: 0.0,
             gradient_bytes: 4,
             moment_bytes: 4,
             deduplicated: true,
+            scattered: true,
+            slowdown: 1.0,
         }
     }
 }
@@ -137,6 +158,11 @@ impl Cluster {
 }
 
 impl Job<'_> {
+    /// Whether attention's scores stay out of memory.
+    pub fn fused_attention(&self) -> bool {
+        self.software.attention != AttentionKernel::Unfused
+    }
+
     pub fn efficiency(&self, name: Efficiency) -> f64 {
         self.efficiencies.get(name)
     }
@@ -163,7 +189,11 @@ impl Job<'_> {
             }
             Precision::Fp4 => self.efficiency(Efficiency::MatmulFp4),
         };
-        peak * share
+        let clocks = match chip.fp8 {
+            Some(_) => self.efficiency(Efficiency::Clocks),
+            None => 1.0,
+        };
+        peak * share * clocks
     }
 
     pub fn memory_rate(&self) -> BytesPerSecond {

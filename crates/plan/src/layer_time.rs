@@ -1,7 +1,7 @@
 //! Time that one chip spends on one layer for one micro-batch.
 
 use crate::efficiency::Efficiency;
-use crate::job::{Job, Precision};
+use crate::job::{AttentionKernel, Job, Precision};
 use crate::layout::Recompute;
 use crate::quantity::{Bytes, Flops, Seconds};
 use crate::shape::{Attention, Layer, Part, Product, Split};
@@ -51,10 +51,8 @@ impl Work {
     pub fn compute(&self, job: &Job) -> Seconds {
         let kernels = Seconds(self.kernels * job.efficiency(Efficiency::Kernel));
         let chip = self.matmul + self.attention + self.elementwise + self.tensor + kernels;
-        if job.software.graphs {
-            return chip;
-        }
-        chip.max(Seconds(self.kernels * job.efficiency(Efficiency::Launch)))
+        let started = self.kernels * job.software.launched;
+        chip.max(Seconds(started * job.efficiency(Efficiency::Launch)))
     }
 }
 
@@ -96,7 +94,7 @@ pub fn layer_time(job: &Job, layer: &Layer) -> LayerTime {
         Recompute::Selective => {
             // Norms and activations once more; the core where its scores were not kept.
             time.backward.add(&moved, 0.5);
-            if !job.software.fused_attention {
+            if !job.fused_attention() {
                 time.backward.add(&core, 1.0);
             }
         }
@@ -180,20 +178,28 @@ fn matmul(job: &Job, product: &Product) -> Work {
 fn attention_core(job: &Job, attention: &Attention) -> [Work; 2] {
     let (tp, seq_len) = (job.layout.tp as f64, job.seq_len as f64);
     let tokens = job.tokens();
-    if job.software.fused_attention {
+    if job.fused_attention() {
         let keys = attention.mean_keys(seq_len, true);
         let flops = Flops(tokens * attention.core_flops(keys) / tp);
         let index = attention.index_flops((seq_len + 1.0) / 2.0);
         let index = Flops(tokens * index / tp) / job.matmul_rate(job.precision);
-        let peak = job.cluster.chip.bf16.expect("a chip with a 16-bit rate");
+        let chip = &job.cluster.chip;
+        let mut peak = chip.bf16.expect("a chip with a 16-bit rate");
+        if job.software.fp8_attention {
+            peak = chip.fp8.unwrap_or(peak);
+        }
+        if job.software.attention == AttentionKernel::Flash2 && chip.fp8.is_some() {
+            peak = peak * job.efficiency(Efficiency::Flash2);
+        }
         let work = |passes: f64, share| Work {
             attention: flops * passes / (peak * job.efficiency(share)) + index * passes,
             kernels: 2.0,
             ..Work::default()
         };
+        // The backward computes the scores again: five products against two.
         return [
             work(1.0, Efficiency::AttentionForward),
-            work(2.0, Efficiency::AttentionBackward),
+            work(2.5, Efficiency::AttentionBackward),
         ];
     }
     // All scores are computed, masked ones too, and go through memory: written and read by the
@@ -245,7 +251,7 @@ fn elementwise(job: &Job, layer: &Layer) -> [Work; 2] {
         let copies = (3.0 * active + 1.0) * hidden / tp;
         forward += copies;
         backward += copies;
-        kernels += 14.0;
+        kernels += 30.0;
     }
     let matrices = if feed_forward.gated { 2.0 } else { 1.0 };
     forward += (matrices + 1.0) * width / tp;
@@ -331,12 +337,10 @@ fn expert_exchange(job: &Job, layer: &Layer) -> Work {
     let domains = ep.div_ceil(job.cluster.domain()) as f64;
     let mut time = up;
     if domains > 1.0 {
-        let mut met = active;
+        let mut met = active * (1.0 - 1.0 / domains);
         if job.software.deduplicated {
             met = domains * (1.0 - (1.0 - 1.0 / domains).powf(active));
-        }
-        if let Some(groups) = experts.groups_per_token {
-            met = met.min(groups as f64);
+            met = met.min(experts.groups_per_token.unwrap_or(experts.active) as f64);
         }
         let bytes = Bytes(tokens * met * hidden * width);
         let out = bytes / job.link_rate(job.cluster.domain() + 1);

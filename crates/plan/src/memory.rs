@@ -54,20 +54,13 @@ impl Memory {
 
 /// Of the stage that needs most.
 pub fn memory(job: &Job, units: &[Unit], stages: &[Vec<usize>]) -> Memory {
-    let last = stages.len() - 1;
-    let all = stages.iter().enumerate().map(|(stage, held)| {
-        let ends = match job.layout.schedule {
-            // Each chip of DualPipe holds two stages; the outermost has the first and the last.
-            Schedule::DualPipe => [stage == 0 || stage == last; 2],
-            _ => [stage == 0, stage == last],
-        };
-        of_stage(job, units, held, stage as u64, ends)
-    });
+    let all = stages.iter().enumerate();
+    let all = all.map(|(stage, held)| of_stage(job, units, held, stage as u64));
     all.max_by(|a, b| a.total().0.total_cmp(&b.total().0))
         .expect("a pipeline has stages")
 }
 
-fn of_stage(job: &Job, units: &[Unit], held: &[usize], stage: u64, ends: [bool; 2]) -> Memory {
+fn of_stage(job: &Job, units: &[Unit], held: &[usize], stage: u64) -> Memory {
     let layout = &job.layout;
     let [mut dense, mut expert] = [0.0, 0.0];
     let mut kept = 0.0;
@@ -77,17 +70,15 @@ fn of_stage(job: &Job, units: &[Unit], held: &[usize], stage: u64, ends: [bool; 
         expert += of_expert;
         kept += match units[unit].kind {
             UnitKind::Layer(layer) | UnitKind::Mtp(layer) => activation_bytes(job, layer),
-            UnitKind::Head => 0.0,
+            UnitKind::Embedding | UnitKind::Head => 0.0,
         };
     }
-    let table = (job.shape.vocab_size * job.shape.hidden_size) as f64 / layout.tp as f64;
-    let tied_copy = job.shape.tie_word_embeddings && ends[1] && !ends[0];
-    dense += if ends[0] || tied_copy { table } else { 0.0 };
     let copies = layout.schedule.copies() as f64;
     let in_flight = in_flight(job, stage) / copies;
     let mut memory = states(job, dense, expert, copies);
     memory.activations = Bytes(kept * job.tokens() * in_flight);
-    if ends[1] {
+    let has = |wanted: fn(&UnitKind) -> bool| held.iter().any(|&unit| wanted(&units[unit].kind));
+    if has(|kind| matches!(kind, UnitKind::Head)) {
         // In 16 bits, and their gradient in f32.
         let logits = job.tokens() * job.shape.vocab_size as f64 / layout.tp as f64;
         memory.logits = Bytes(6.0 * logits);
@@ -146,14 +137,17 @@ fn parameters(job: &Job, kind: &UnitKind) -> [f64; 2] {
             expert,
         ]
     };
+    let table = (shape.vocab_size * shape.hidden_size) as f64 / tp;
     match kind {
+        UnitKind::Embedding => [table, 0.0],
         UnitKind::Layer(layer) => of_layer(layer),
         UnitKind::Mtp(layer) => {
             let [dense, expert] = of_layer(layer);
             [dense + shape.mtp_projection().parameters() as f64, expert]
         }
-        UnitKind::Head if shape.tie_word_embeddings => [0.0, 0.0],
-        UnitKind::Head => [shape.head().parameters() as f64 / tp, 0.0],
+        // A tied head on another stage is a copy of the table.
+        UnitKind::Head if shape.tie_word_embeddings && layout.pp == 1 => [0.0, 0.0],
+        UnitKind::Head => [table, 0.0],
     }
 }
 
@@ -184,7 +178,7 @@ pub fn activation_bytes(job: &Job, layer: &Layer) -> f64 {
         return 2.0 * stream;
     }
     let selective = job.layout.recompute == Recompute::Selective;
-    let cheap = selective && job.software.fused_attention;
+    let cheap = selective && job.fused_attention();
     let operand = if job.precision == Precision::Bf16 {
         2.0
     } else {
@@ -209,7 +203,7 @@ pub fn activation_bytes(job: &Job, layer: &Layer) -> f64 {
     if !cheap {
         bytes += operand * width;
     }
-    if !job.software.fused_attention {
+    if !job.fused_attention() {
         // Masks of dropout, and the scores unless they are computed again.
         bytes += 2.0 * stream;
         if !selective {

@@ -17,6 +17,8 @@ pub struct Unit<'a> {
 
 #[derive(Clone, Copy, Debug)]
 pub enum UnitKind<'a> {
+    /// Looked up, not multiplied.
+    Embedding,
     Layer(&'a Layer),
     /// A module of multi-token prediction: its layer, projection and share of the head.
     Mtp(&'a Layer),
@@ -25,7 +27,7 @@ pub enum UnitKind<'a> {
 
 /// Everything that a micro-batch passes, in order.
 pub fn units<'a>(job: &Job<'a>) -> Vec<Unit<'a>> {
-    let mut units = Vec::new();
+    let mut units = vec![Unit::new(job, UnitKind::Embedding, LayerTime::default())];
     for blocks in &job.shape.blocks {
         let unit = Unit::new(
             job,

@@ -29,6 +29,7 @@ pub struct Parts {
     /// Gradients and weights of data parallelism that nothing hides.
     pub data: Seconds,
     pub optimizer: Seconds,
+    /// For the slowest chip, and what a software loses that no formula here explains.
     pub waiting: Seconds,
 }
 
@@ -85,7 +86,7 @@ pub fn timed(job: &Job, units: &[Unit]) -> Step {
     parts.data = data_exchange(job, &memory, &parts);
     let busy: Seconds = parts.named().iter().map(|(_, seconds)| *seconds).sum();
     let waiting = job.efficiency(Efficiency::Waiting);
-    parts.waiting = busy * (waiting / (1.0 - waiting));
+    parts.waiting = busy * (job.software.slowdown / (1.0 - waiting) - 1.0);
     let seconds = busy + parts.waiting;
     let tokens = Tokens((job.batch_seqs * job.seq_len) as f64);
     let per_token = job.shape.training_flops(job.seq_len, true, job.with_mtp);
@@ -175,9 +176,10 @@ fn check_schedule(job: &Job) -> Result<(), Error> {
         pp, chunks, mbs, ..
     } = *layout;
     let wrong = |item: String, message: String| Err(Error::layout(&item, message));
-    let units = job.shape.num_layers() + 1;
-    if pp * chunks > units {
-        let message = format!("more parts than the model has layers, {}", units - 1);
+    // Embedding and head may stand alone.
+    let layers = job.shape.num_layers();
+    if pp * chunks > layers + 2 {
+        let message = format!("more parts than the model has layers, {layers}");
         return wrong(format!("pp={pp},chunks={chunks}"), message);
     }
     let interleaved = layout.schedule == Schedule::Interleaved;
@@ -253,7 +255,7 @@ impl Stage {
             return exchange;
         }
         let hidden = compute.min(exchange);
-        compute.max(exchange) - compute + hidden * job.efficiency(Efficiency::Exposed)
+        compute.max(exchange) - compute + hidden * job.efficiency(Efficiency::ExposedExperts)
     }
 
     /// Forward and backward of one micro-batch, one after the other.
@@ -318,7 +320,10 @@ fn spend(stage: &Stage, rounds: f64, parts: &mut Parts) {
 /// Each micro-batch enters and leaves each part of a stage, forward and backward.
 fn between_stages(job: &Job, rounds: f64) -> Seconds {
     let layout = &job.layout;
-    let values = job.tokens() * job.shape.hidden_size as f64 / layout.tp as f64;
+    let mut values = job.tokens() * job.shape.hidden_size as f64;
+    if job.software.scattered {
+        values = values / layout.tp as f64;
+    }
     let once = Bytes(2.0 * values) / job.link_rate(job.cluster.domain().min(job.cluster.chips) + 1);
     let sent = once * (2.0 * rounds * layout.chunks as f64);
     if job.software.overlap_tensor {
