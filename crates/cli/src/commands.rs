@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 mod chat;
+mod chips;
 mod convert;
 mod demo;
 mod doctor;
@@ -42,6 +43,8 @@ pub enum Command {
     Inspect(inspect::Inspect),
     /// Write a model in another form: a Hugging Face folder, or one GGUF file
     Convert(convert::Convert),
+    /// Accelerators: figures, export class by date, and what a budget trains on each
+    Chips(Box<chips::Chips>),
     /// Check this machine, this program, and on request a model
     Doctor(doctor::Doctor),
 }
@@ -61,6 +64,7 @@ impl Command {
             Command::Score(command) => command.run(settings),
             Command::Inspect(command) => command.run(settings),
             Command::Convert(command) => command.run(settings),
+            Command::Chips(command) => command.run(settings),
             Command::Doctor(command) => command.run(settings),
         }
     }

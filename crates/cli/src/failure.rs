@@ -35,6 +35,26 @@ pub const BAD_INPUT: u8 = 3;
 pub const RESOURCES: u8 = 4;
 pub const LOCKED: u8 = 5;
 
+impl From<plan::error::Error> for Failure {
+    fn from(error: plan::error::Error) -> Failure {
+        use plan::error::Error;
+        let (code, advice) = match &error {
+            Error::UnknownChip { .. } => (USAGE, "`bruchteil chips` lists all"),
+            Error::UnknownModel { .. } => (USAGE, "`bruchteil plan --list` names all presets"),
+            Error::Config { .. } => (BAD_INPUT, "mend that field of the configuration"),
+            Error::Chip(_) => (
+                USAGE,
+                "take another chip or precision; see `bruchteil chips`",
+            ),
+            Error::Layout { .. } => (USAGE, "leave --layout out to have all layouts searched"),
+            Error::DoesNotFit(_) => (USAGE, "take more chips, or chips with more memory"),
+            Error::Asked { .. } => (USAGE, "change it; `--help` says what is meant"),
+            Error::Data { .. } => (BAD_INPUT, "mend that file there"),
+        };
+        Failure::new(code, error, advice)
+    }
+}
+
 impl Failure {
     pub fn new(code: u8, cause: impl Display, advice: impl Display) -> Failure {
         Failure::Error {

@@ -27,6 +27,9 @@ pub struct Chip {
     pub key: String,
     pub name: String,
     pub vendor: String,
+    /// Whether it is made in the People's Republic of China, so that US rules of export are not
+    /// the question.
+    pub prc_origin: bool,
     pub market: Market,
     /// May be a month only.
     pub launch: Option<Date>,
@@ -133,8 +136,20 @@ pub fn find_in<'a>(chips: &'a [Chip], name: &str) -> Result<&'a Chip, Error> {
     let by_name = || chips.iter().find(|chip| simplified(&chip.name) == wanted);
     by_key.or_else(by_name).ok_or_else(|| Error::UnknownChip {
         name: name.to_string(),
-        nearest: nearest(name, chips.iter().map(|chip| chip.key.as_str())),
+        nearest: nearest_keys(chips, name),
     })
+}
+
+/// Keys that are spelt alike, or else those of chips whose names are.
+fn nearest_keys(chips: &[Chip], name: &str) -> Vec<String> {
+    let keys = nearest(name, chips.iter().map(|chip| chip.key.as_str()));
+    if !keys.is_empty() {
+        return keys;
+    }
+    let names = nearest(name, chips.iter().map(|chip| chip.name.as_str()));
+    let key = |name: &String| chips.iter().find(|chip| chip.name == *name);
+    let keys = names.iter().filter_map(key);
+    keys.map(|chip| chip.key.clone()).collect()
 }
 
 /// Chips from CSV with the columns of `data/accelerators.csv` in any order; of these only `key`,
@@ -219,10 +234,11 @@ fn check_headers(file: &str, headers: &StringRecord) -> Result<(), Error> {
     Ok(())
 }
 
-const COLUMNS: [&str; 31] = [
+const COLUMNS: [&str; 32] = [
     "key",
     "name",
     "vendor",
+    "origin",
     "market",
     "launch_date",
     "bf16_fp16_dense_tflops",
@@ -323,6 +339,14 @@ impl Row<'_> {
         Market::parse(text).ok_or_else(|| self.error("market", message()))
     }
 
+    fn prc_origin(&self) -> Result<bool, Error> {
+        match self.text("origin") {
+            "" => Ok(false),
+            "prc" => Ok(true),
+            other => Err(self.error("origin", format!("{other:?} is neither \"prc\" nor empty"))),
+        }
+    }
+
     fn launch(&self) -> Result<Option<Date>, Error> {
         match self.text("launch_date") {
             "" => Ok(None),
@@ -368,6 +392,7 @@ impl Row<'_> {
             key: self.some_text("key")?,
             name: self.some_text("name")?,
             vendor: self.some_text("vendor")?,
+            prc_origin: self.prc_origin()?,
             market: self.market()?,
             launch: self.launch()?,
             bf16: self.rate("bf16_fp16_dense_tflops")?,

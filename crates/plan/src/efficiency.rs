@@ -9,16 +9,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Efficiency {
-    /// Dense products in 16 bits, of the best measured product on the chip.
-    Matmul,
-    /// Dense products in 8 bits, of the best measured product on the chip.
-    MatmulFp8,
     /// Products on chips since 2022, which lower their clocks under load, of what they would reach.
     Clocks,
     /// Dense products in 4 bits, of the peak.
     MatmulFp4,
-    /// Experts' grouped products, of the dense ones.
-    Grouped,
+    /// Waves of tiles that a product loses because its last one is not full.
+    Tail,
     /// Best measured product of a chip that nobody measured, of its peak.
     Unmeasured,
     /// Fused attention forward, causal operations, of the 16-bit peak.
@@ -36,23 +32,19 @@ pub enum Efficiency {
     ScaleOut,
     /// Seconds on the chip that a kernel takes besides its work.
     Kernel,
-    /// Seconds on the host that starting a kernel takes where no graph replays it.
+    /// Further seconds that a kernel takes where the host starts it and no graph replays it.
     Launch,
     /// Of what could be hidden behind compute, the share that is not.
     Exposed,
     /// The same of experts' exchanges, which also take processors from what hides them.
     ExposedExperts,
-    /// Share of a step lost to chips that wait for the slowest.
-    Waiting,
 }
 
 impl Efficiency {
-    pub const ALL: [Efficiency; 17] = [
-        Efficiency::Matmul,
-        Efficiency::MatmulFp8,
+    pub const ALL: [Efficiency; 14] = [
         Efficiency::Clocks,
         Efficiency::MatmulFp4,
-        Efficiency::Grouped,
+        Efficiency::Tail,
         Efficiency::Unmeasured,
         Efficiency::AttentionForward,
         Efficiency::AttentionBackward,
@@ -64,7 +56,6 @@ impl Efficiency {
         Efficiency::Launch,
         Efficiency::Exposed,
         Efficiency::ExposedExperts,
-        Efficiency::Waiting,
     ];
 }
 

@@ -16,7 +16,7 @@ pub fn fitted() -> Vec<&'static Entry> {
     entries().iter().filter(|entry| entry.fitted).collect()
 }
 
-/// ln(predicted / measured) of each row.
+/// ln(predicted / measured) of each row, whose software's slowdown is left out.
 ///
 /// # Panics
 /// If a row cannot be predicted: the rows ship with the program, and a test predicts all.
@@ -25,7 +25,7 @@ pub fn residuals(rows: &[&Measured], efficiencies: &Efficiencies) -> Vec<f64> {
         .map(|row| {
             let step = row.predict(efficiencies);
             let step = step.unwrap_or_else(|error| panic!("{}: {error}", row.row.id));
-            (step.seconds.0 / row.row.step_seconds).ln()
+            (step.seconds.0 / row.software.slowdown / row.row.step_seconds).ln()
         })
         .collect()
 }
@@ -139,8 +139,9 @@ fn solve(system: &[Vec<f64>]) -> Vec<f64> {
         system.swap(column, pivot);
         for row in column + 1..size {
             let factor = system[row][column] / system[column][column];
-            for k in column..=size {
-                system[row][k] -= factor * system[column][k];
+            let (above, below) = system.split_at_mut(row);
+            for (value, known) in below[0][column..].iter_mut().zip(&above[column][column..]) {
+                *value -= factor * known;
             }
         }
     }

@@ -6,6 +6,11 @@ use crate::layout::Recompute;
 use crate::quantity::{Bytes, Flops, Seconds};
 use crate::shape::{Attention, Layer, Part, Product, Split};
 
+/// Rows and columns of what one processor of a chip works out at a time, and how many work at once:
+/// usual figures of accelerators with about 130 processors.
+const TILE: [f64; 2] = [128.0, 256.0];
+const WAVE: f64 = 128.0;
+
 /// Time on the chip by what it is spent on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Work {
@@ -46,13 +51,12 @@ impl Work {
         work
     }
 
-    /// All but the experts' exchanges; where the host starts kernels one by one it may be slower
-    /// than the chip.
+    /// All but the experts' exchanges.
     pub fn compute(&self, job: &Job) -> Seconds {
-        let kernels = Seconds(self.kernels * job.efficiency(Efficiency::Kernel));
-        let chip = self.matmul + self.attention + self.elementwise + self.tensor + kernels;
-        let started = self.kernels * job.software.launched;
-        chip.max(Seconds(started * job.efficiency(Efficiency::Launch)))
+        let each = job.efficiency(Efficiency::Kernel)
+            + job.software.launched * job.efficiency(Efficiency::Launch);
+        let kernels = Seconds(self.kernels * each);
+        self.matmul + self.attention + self.elementwise + self.tensor + kernels
     }
 }
 
@@ -160,11 +164,14 @@ fn matmul(job: &Job, product: &Product) -> Work {
     } else {
         1.0
     };
-    let mut rate = job.matmul_rate(precision);
+    let rate = job.matmul_rate(precision);
+    let mut padded = rows;
     if grouped {
-        rate = rate * job.efficiency(Efficiency::Grouped);
+        // Each expert's rows fill whole tiles.
+        padded += held * TILE[0] / 2.0;
     }
-    let arithmetic = Flops(2.0 * rows * inputs * outputs) / rate;
+    let lost = job.efficiency(Efficiency::Tail) * WAVE * TILE[0] * TILE[1] * inputs;
+    let arithmetic = Flops(2.0 * (padded * inputs * outputs + lost)) / rate;
     let width = precision.bytes();
     let moved = Bytes(width * (rows * inputs + held * inputs * outputs) + 2.0 * rows * outputs);
     Work {

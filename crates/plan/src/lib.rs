@@ -4,11 +4,15 @@
 //! Nothing here measures: every efficiency is data with a source (`data/efficiencies.toml`).
 #![forbid(unsafe_code)]
 
+pub mod budget;
+pub mod campaign;
 pub mod chip;
+pub mod config;
 pub mod date;
 pub mod efficiency;
 pub mod error;
 pub mod executed;
+pub mod export;
 pub mod fit;
 pub mod interval;
 pub mod job;
@@ -16,9 +20,12 @@ pub mod layer_time;
 pub mod layout;
 pub mod measured;
 pub mod memory;
-mod nearest;
+pub mod nearest;
 pub mod partition;
 pub mod preset;
 pub mod quantity;
+pub mod search;
 pub mod shape;
 pub mod step;
+pub mod training;
+pub mod validation;

@@ -199,7 +199,8 @@ pub fn activation_bytes(job: &Job, layer: &Layer) -> f64 {
         bytes += active * hidden / tp * (operand + if cheap { 0.0 } else { 2.0 });
     }
     let matrices = if feed_forward.gated { 2.0 } else { 1.0 };
-    bytes += 2.0 * matrices * width;
+    // Whoever computes activations again may keep their inputs rounded (DeepSeek-V3, 3.3.3).
+    bytes += if cheap { operand } else { 2.0 } * matrices * width;
     if !cheap {
         bytes += operand * width;
     }

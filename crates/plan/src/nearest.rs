@@ -23,12 +23,13 @@ pub fn simplified(name: &str) -> String {
     letters.flat_map(char::to_lowercase).collect()
 }
 
-/// Edits that turn one name into the other; a name that the other begins with counts as one edit,
-/// because users leave off the end ("910b" for 910b1).
-fn difference(a: &str, b: &str) -> usize {
-    let distance = edits(a, b);
-    let begins = !a.is_empty() && !b.is_empty() && (a.starts_with(b) || b.starts_with(a));
-    if begins { distance.min(1) } else { distance }
+/// Edits that turn one name into the other; what is only the beginning of a candidate counts as
+/// none, because users leave off the end ("910b" for 910b1).
+fn difference(wanted: &str, candidate: &str) -> usize {
+    if !wanted.is_empty() && candidate.starts_with(wanted) {
+        return 0;
+    }
+    edits(wanted, candidate)
 }
 
 /// The Levenshtein distance: insertions, deletions and replacements of one character each.
@@ -65,6 +66,9 @@ mod tests {
         let names = ["h100", "h800", "a100", "tpu-v4", "mi300x"];
         assert_eq!(nearest("H-801", names.into_iter()), ["h800", "h100"]);
         assert_eq!(nearest("mi300", names.into_iter()), ["mi300x"]);
+        // A beginning goes before a name that differs by one letter.
+        let names = ["910", "910b1", "910b2", "910c"];
+        assert_eq!(nearest("910b", names.into_iter())[..2], ["910b1", "910b2"]);
         assert!(nearest("quantum", names.into_iter()).is_empty());
     }
 }

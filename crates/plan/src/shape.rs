@@ -26,7 +26,10 @@ pub struct Shape {
     pub tie_word_embeddings: bool,
     /// Rows of a learned table of positions; 0 with RoPE or ALiBi.
     pub learned_positions: u64,
-    /// What norms hold per channel: 1 in RMSNorm, 2 in LayerNorm, whose bias counts.
+    /// Norms outside the layers: the final one, and one behind the embedding where there is one.
+    pub norms: u64,
+    /// What norms hold per channel: 1 in RMSNorm, 2 in LayerNorm, whose bias counts, 0 where they
+    /// have no weights.
     pub norm_vectors: u64,
     /// The longest sequence that the model is said to take, where that is known.
     pub max_position_embeddings: Option<u64>,
@@ -43,6 +46,8 @@ pub struct Blocks {
 pub struct Layer {
     pub attention: Attention,
     pub feed_forward: FeedForward,
+    /// Norms of the hidden size: 2, 1 in Falcon's parallel blocks, 4 in sandwiches.
+    pub norms: u64,
 }
 
 /// A matrix, or several of one size, that tokens are multiplied with.
@@ -57,7 +62,8 @@ pub struct Product {
     pub outputs: u64,
     /// Matrices of this size in the layer: 1, or the number of routed experts.
     pub stored: u64,
-    /// How many of them each token meets.
+    /// How many of them each token meets; 0 of a matrix for positions, which is applied to them
+    /// once for all sequences.
     pub used: u64,
     pub split: Split,
 }
@@ -108,9 +114,14 @@ impl Layer {
 
     /// Numbers of the layer that are no matrices: norms, biases.
     pub fn vectors(&self, hidden_size: u64, norm_vectors: u64) -> u64 {
-        2 * hidden_size * norm_vectors
-            + self.attention.vectors(hidden_size)
+        self.norms * hidden_size * norm_vectors
+            + self.attention.vectors()
             + self.feed_forward.vectors(hidden_size)
+    }
+
+    /// Those of them that one token does not meet: biases of the experts that it did not choose.
+    fn idle_vectors(&self, hidden_size: u64) -> u64 {
+        self.feed_forward.idle_vectors(hidden_size)
     }
 }
 

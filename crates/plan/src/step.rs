@@ -29,12 +29,28 @@ pub struct Parts {
     /// Gradients and weights of data parallelism that nothing hides.
     pub data: Seconds,
     pub optimizer: Seconds,
-    /// For the slowest chip, and what a software loses that no formula here explains.
-    pub waiting: Seconds,
 }
 
 impl Parts {
-    pub fn named(&self) -> [(&'static str, Seconds); 11] {
+    /// What a software loses that no formula here explains is in every part alike.
+    fn scale(&mut self, factor: f64) {
+        for part in [
+            &mut self.matmul,
+            &mut self.attention,
+            &mut self.elementwise,
+            &mut self.kernels,
+            &mut self.tensor,
+            &mut self.experts,
+            &mut self.pipeline,
+            &mut self.bubble,
+            &mut self.data,
+            &mut self.optimizer,
+        ] {
+            *part = *part * factor;
+        }
+    }
+
+    pub fn named(&self) -> [(&'static str, Seconds); 10] {
         [
             ("products", self.matmul),
             ("attention", self.attention),
@@ -46,7 +62,6 @@ impl Parts {
             ("bubble", self.bubble),
             ("data exchange", self.data),
             ("optimizer", self.optimizer),
-            ("waiting", self.waiting),
         ]
     }
 }
@@ -84,10 +99,8 @@ pub fn timed(job: &Job, units: &[Unit]) -> Step {
     let mut parts = pipeline(job, units, &stages);
     parts.optimizer = optimizer(job, &memory);
     parts.data = data_exchange(job, &memory, &parts);
-    let busy: Seconds = parts.named().iter().map(|(_, seconds)| *seconds).sum();
-    let waiting = job.efficiency(Efficiency::Waiting);
-    parts.waiting = busy * (job.software.slowdown / (1.0 - waiting) - 1.0);
-    let seconds = busy + parts.waiting;
+    parts.scale(job.software.slowdown);
+    let seconds: Seconds = parts.named().iter().map(|(_, seconds)| *seconds).sum();
     let tokens = Tokens((job.batch_seqs * job.seq_len) as f64);
     let per_token = job.shape.training_flops(job.seq_len, true, job.with_mtp);
     let rate = per_token * tokens / seconds / job.cluster.chips as f64;
@@ -322,7 +335,7 @@ fn between_stages(job: &Job, rounds: f64) -> Seconds {
     let layout = &job.layout;
     let mut values = job.tokens() * job.shape.hidden_size as f64;
     if job.software.scattered {
-        values = values / layout.tp as f64;
+        values /= layout.tp as f64;
     }
     let once = Bytes(2.0 * values) / job.link_rate(job.cluster.domain().min(job.cluster.chips) + 1);
     let sent = once * (2.0 * rounds * layout.chunks as f64);

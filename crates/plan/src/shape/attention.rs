@@ -39,6 +39,10 @@ pub struct Grouped {
     pub num_kv_heads: u64,
     pub head_dim: u64,
     pub span: Span,
+    /// A projection of what comes in gates what comes out (lightning attention).
+    pub output_gate: bool,
+    /// Scores have a second term, of queries and projected positions (Transformer-XL).
+    pub relative_positions: bool,
     /// Biases and norms of queries, keys, values and output: numbers in all.
     pub vectors: u64,
 }
@@ -79,7 +83,7 @@ impl Attention {
         }
     }
 
-    pub(super) fn vectors(&self, _hidden_size: u64) -> u64 {
+    pub(super) fn vectors(&self) -> u64 {
         match self {
             Attention::Mla(mla) => {
                 let indexer = mla.indexer.map_or(0, |indexer| 2 * indexer.head_dim);
@@ -98,7 +102,8 @@ impl Attention {
                 2.0 * keys * (mla.num_heads * width) as f64
             }
             Attention::Grouped(grouped) => {
-                4.0 * keys * (grouped.num_heads * grouped.head_dim) as f64
+                let per_value = if grouped.relative_positions { 6.0 } else { 4.0 };
+                per_value * keys * (grouped.num_heads * grouped.head_dim) as f64
             }
         }
     }
@@ -225,12 +230,27 @@ impl Grouped {
     fn products(&self, hidden_size: u64) -> Vec<Product> {
         let queries = self.num_heads * self.head_dim;
         let keys = self.num_kv_heads * self.head_dim;
-        vec![
+        let mut products = vec![
             attention("q_proj", hidden_size, queries, Split::Outputs),
             attention("k_proj", hidden_size, keys, Split::Outputs),
             attention("v_proj", hidden_size, keys, Split::Outputs),
             attention("o_proj", queries, hidden_size, Split::Inputs),
-        ]
+        ];
+        if self.output_gate {
+            products.push(attention(
+                "output_gate",
+                hidden_size,
+                queries,
+                Split::Outputs,
+            ));
+        }
+        if self.relative_positions {
+            products.push(Product {
+                used: 0,
+                ..attention("r_net", hidden_size, queries, Split::Outputs)
+            });
+        }
+        products
     }
 }
 

@@ -21,6 +21,7 @@ impl From<&Config> for Shape {
             mtp_modules: config.num_nextn_predict_layers as u64,
             tie_word_embeddings: config.tie_word_embeddings,
             learned_positions: 0,
+            norms: 1,
             norm_vectors: 1,
             max_position_embeddings: Some(config.max_position_embeddings as u64),
         };
@@ -28,6 +29,7 @@ impl From<&Config> for Shape {
             shape.push(Layer {
                 attention: attention.clone(),
                 feed_forward: feed_forward(config, layer_idx),
+                norms: 2,
             });
         }
         shape
@@ -73,6 +75,8 @@ fn grouped(gqa: &Gqa, num_heads: u64, hidden_size: u64) -> Grouped {
         num_kv_heads: kv,
         head_dim: dim,
         span: Span::Full,
+        output_gate: false,
+        relative_positions: false,
         vectors,
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Layer, Part, Shape};
+use super::{Layer, Part, Product, Shape};
 use crate::quantity::{Bytes, FlopsPerToken};
 
 /// Parameters by what holds them. Multi-token prediction stands apart, as published counts leave
@@ -54,28 +54,40 @@ impl ParameterParts {
 impl Shape {
     /// All numbers of the model.
     pub fn parameters(&self) -> ParameterParts {
-        self.count(|product| product.parameters())
+        self.count(false)
     }
 
     /// Numbers that one token meets. Input embedding and head are both counted, which for
     /// DeepSeek-V3 gives 37.55 billion.
     pub fn active_parameters(&self) -> ParameterParts {
-        self.count(|product| product.active_parameters())
+        self.count(true)
     }
 
-    fn count(&self, of: impl Fn(&super::Product) -> u64) -> ParameterParts {
+    fn count(&self, active: bool) -> ParameterParts {
         let hidden = self.hidden_size;
+        // A matrix for positions counts although no token is multiplied with it.
+        let of = |product: &Product| match active && product.used > 0 {
+            true => product.active_parameters(),
+            false => product.parameters(),
+        };
+        let vectors = |layer: &Layer| {
+            let idle = if active {
+                layer.idle_vectors(hidden)
+            } else {
+                0
+            };
+            layer.vectors(hidden, self.norm_vectors) - idle
+        };
         let mut parts = ParameterParts {
             embedding: hidden * (self.vocab_size + self.learned_positions),
-            norms_and_biases: hidden * self.norm_vectors,
+            norms_and_biases: self.norms * hidden * self.norm_vectors,
             ..ParameterParts::default()
         };
         for blocks in &self.blocks {
             for product in blocks.layer.products(hidden) {
                 parts.add(product.part, blocks.count * of(&product));
             }
-            parts.norms_and_biases +=
-                blocks.count * blocks.layer.vectors(hidden, self.norm_vectors);
+            parts.norms_and_biases += blocks.count * vectors(&blocks.layer);
         }
         if !self.tie_word_embeddings {
             parts.add(Part::Head, of(&self.head()));
@@ -83,9 +95,9 @@ impl Shape {
         if self.mtp_modules > 0 {
             let layer = self.last_layer();
             let products = layer.products(hidden);
-            let module: u64 = products.iter().map(&of).sum::<u64>()
+            let module: u64 = products.iter().map(of).sum::<u64>()
                 + of(&self.mtp_projection())
-                + layer.vectors(hidden, self.norm_vectors)
+                + vectors(layer)
                 + 3 * hidden * self.norm_vectors;
             parts.multi_token_prediction = self.mtp_modules * module;
         }
@@ -146,7 +158,7 @@ impl Shape {
 
 fn active(layer: &Layer, hidden_size: u64) -> u64 {
     let products = layer.products(hidden_size);
-    products.iter().map(super::Product::active_parameters).sum()
+    products.iter().map(Product::active_parameters).sum()
 }
 
 /// Of one module: its layer, its projection, and the shared head once more.

@@ -85,18 +85,34 @@ impl FeedForward {
     }
 
     pub(super) fn vectors(&self, hidden_size: u64) -> u64 {
-        let ups = if self.gated { 2 } else { 1 };
-        let biases = |width: u64, count: u64| count * (ups * width + hidden_size);
         let mut vectors = 0;
-        if self.bias && self.width > 0 {
-            vectors += biases(self.width, 1);
+        if self.width > 0 {
+            vectors += self.biases(hidden_size, self.width);
         }
         if let Some(experts) = &self.experts {
             vectors += experts.router_vectors;
-            if self.bias {
-                vectors += biases(experts.width, experts.routed);
+            vectors += experts.routed * self.biases(hidden_size, experts.width);
+            if experts.shared_width > 0 {
+                vectors += self.biases(hidden_size, experts.shared_width);
             }
         }
         vectors
+    }
+
+    pub(super) fn idle_vectors(&self, hidden_size: u64) -> u64 {
+        let Some(experts) = &self.experts else {
+            return 0;
+        };
+        (experts.routed - experts.active) * self.biases(hidden_size, experts.width)
+    }
+
+    /// Of one block.
+    fn biases(&self, hidden_size: u64, width: u64) -> u64 {
+        let ups = if self.gated { 2 } else { 1 };
+        if self.bias {
+            ups * width + hidden_size
+        } else {
+            0
+        }
     }
 }

@@ -1,0 +1,108 @@
+//! Predictions of published steps, each without the row that it is compared with.
+
+use serde::Serialize;
+
+use crate::efficiency::Efficiencies;
+use crate::fit::{fit, residuals, slowdowns};
+use crate::interval::Interval;
+use crate::measured::{Measured, all};
+
+/// Measured by predicted time of a step, where nine in ten published steps lie between the bounds
+/// when they are predicted without themselves (a test compares).
+pub const STEP_SPREAD: Interval<f64> = Interval {
+    low: 0.88,
+    mid: 1.0,
+    high: 1.16,
+};
+
+/// Rounds of the fit that suffice from the shipped efficiencies.
+const ROUNDS: usize = 12;
+
+/// A published step and what was said of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Compared {
+    pub id: String,
+    pub model: String,
+    pub chip: String,
+    pub chips: u64,
+    pub precision: &'static str,
+    pub layout: String,
+    pub software: String,
+    pub source: String,
+    pub note: String,
+    pub measured_seconds: f64,
+    /// From efficiencies fitted to all other rows, and the slowdown of its software in these.
+    pub without_row: f64,
+    /// From efficiencies fitted to all rows of other groups.
+    pub without_group: f64,
+    pub memory_bytes: f64,
+}
+
+impl Compared {
+    /// Predicted by measured, less 1.
+    pub fn error(&self) -> f64 {
+        self.without_row / self.measured_seconds - 1.0
+    }
+
+    pub fn error_without_group(&self) -> f64 {
+        self.without_group / self.measured_seconds - 1.0
+    }
+}
+
+/// All published steps, each predicted twice. `progress` is told how many are done.
+pub fn compare(mut progress: impl FnMut(usize)) -> Vec<Compared> {
+    let rows: Vec<&Measured> = all().iter().collect();
+    let start = Efficiencies::shipped();
+    let mut compared = Vec::with_capacity(rows.len());
+    for (at, row) in rows.iter().enumerate() {
+        let own = |other: &&&Measured| other.row.id == row.row.id;
+        let group = |other: &&&Measured| other.row.group == row.row.group;
+        let without_row = predict_without(&rows, row, &start, own);
+        let without_group = predict_without(&rows, row, &start, group);
+        compared.push(Compared::new(row, without_row, without_group, &start));
+        progress(at + 1);
+    }
+    compared
+}
+
+/// Seconds of `row` from a fit that never saw the rows that are `left_out`.
+fn predict_without(
+    rows: &[&Measured],
+    row: &Measured,
+    start: &Efficiencies,
+    left_out: impl Fn(&&&Measured) -> bool,
+) -> f64 {
+    let others: Vec<&Measured> = rows.iter().filter(|r| !left_out(r)).copied().collect();
+    let fitted = fit(&others, start, ROUNDS);
+    let slow = slowdowns(&others, &residuals(&others, &fitted));
+    let own = residuals(&[row], &fitted)[0];
+    let slowdown = slow.get(&row.row.software).copied().unwrap_or(0.0);
+    row.row.step_seconds * (own + slowdown).exp()
+}
+
+impl Compared {
+    fn new(
+        measured: &Measured,
+        without_row: f64,
+        without_group: f64,
+        shipped: &Efficiencies,
+    ) -> Compared {
+        let row = &measured.row;
+        let step = measured.predict(shipped).expect("a row that was predicted");
+        Compared {
+            id: row.id.clone(),
+            model: row.model.clone(),
+            chip: row.chip.clone(),
+            chips: row.chips,
+            precision: row.precision.name(),
+            layout: measured.layout.to_string(),
+            software: row.software.clone(),
+            source: row.source.clone(),
+            note: row.note.clone(),
+            measured_seconds: row.step_seconds,
+            without_row,
+            without_group,
+            memory_bytes: step.memory.total().0,
+        }
+    }
+}
