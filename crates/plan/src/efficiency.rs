@@ -15,6 +15,8 @@ pub enum Efficiency {
     MatmulFp4,
     /// Waves of tiles that a product loses because its last one is not full.
     Tail,
+    /// How the tiles of a product grow with a chip's 16-bit peak: the exponent.
+    TileGrowth,
     /// Best measured product of a chip that nobody measured, of its peak.
     Unmeasured,
     /// Fused attention forward, causal operations, of the 16-bit peak.
@@ -36,15 +38,16 @@ pub enum Efficiency {
     Launch,
     /// Of what could be hidden behind compute, the share that is not.
     Exposed,
-    /// The same of experts' exchanges, which also take processors from what hides them.
-    ExposedExperts,
+    /// Share of a chip's processors that experts' exchanges keep where compute goes on beside them.
+    ExchangeProcessors,
 }
 
 impl Efficiency {
-    pub const ALL: [Efficiency; 14] = [
+    pub const ALL: [Efficiency; 15] = [
         Efficiency::Clocks,
         Efficiency::MatmulFp4,
         Efficiency::Tail,
+        Efficiency::TileGrowth,
         Efficiency::Unmeasured,
         Efficiency::AttentionForward,
         Efficiency::AttentionBackward,
@@ -55,7 +58,7 @@ impl Efficiency {
         Efficiency::Kernel,
         Efficiency::Launch,
         Efficiency::Exposed,
-        Efficiency::ExposedExperts,
+        Efficiency::ExchangeProcessors,
     ];
 }
 

@@ -113,7 +113,7 @@ fn normal(jacobian: &[Vec<f64>], errors: &[f64], damping: f64) -> Vec<Vec<f64>> 
     let size = jacobian.first().map_or(0, Vec::len);
     let mut system = vec![vec![0.0; size + 1]; size];
     for (row, &error) in jacobian.iter().zip(errors) {
-        let weight = (USUAL / error.abs().max(USUAL)).min(1.0);
+        let weight = USUAL / error.abs().max(USUAL);
         for i in 0..size {
             for j in 0..size {
                 system[i][j] += weight * row[i] * row[j];

@@ -98,7 +98,7 @@ impl Default for Software {
             attention: AttentionKernel::Native,
             fp8_attention: false,
             sequence_parallel: true,
-            overlap_tensor: true,
+            overlap_tensor: false,
             overlap_experts: true,
             overlap_data: true,
             launched: 0.0,

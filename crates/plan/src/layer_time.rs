@@ -3,13 +3,23 @@
 use crate::efficiency::Efficiency;
 use crate::job::{AttentionKernel, Job, Precision};
 use crate::layout::Recompute;
-use crate::quantity::{Bytes, Flops, Seconds};
+use crate::quantity::{Bytes, Flops, FlopsPerSecond, Seconds};
 use crate::shape::{Attention, Layer, Part, Product, Split};
 
 /// Rows and columns of what one processor of a chip works out at a time, and how many work at once:
 /// usual figures of accelerators with about 130 processors.
 const TILE: [f64; 2] = [128.0, 256.0];
 const WAVE: f64 = 128.0;
+
+/// The chip that [`WAVE`] and [`TILE`] are meant for.
+const A100: FlopsPerSecond = FlopsPerSecond(312e12);
+
+/// Elements of a product that a chip works out at once: the faster it is, the larger its tiles.
+fn wave(job: &Job) -> f64 {
+    let peak = job.cluster.chip.bf16.expect("a chip that was checked");
+    let growth = (peak / A100).powf(job.efficiency(Efficiency::TileGrowth));
+    WAVE * TILE[0] * TILE[1] * growth
+}
 
 /// Time on the chip by what it is spent on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -170,13 +180,14 @@ fn matmul(job: &Job, product: &Product) -> Work {
         // Each expert's rows fill whole tiles.
         padded += held * TILE[0] / 2.0;
     }
-    let lost = job.efficiency(Efficiency::Tail) * WAVE * TILE[0] * TILE[1] * inputs;
+    let lost = job.efficiency(Efficiency::Tail) * wave(job) * inputs;
     let arithmetic = Flops(2.0 * (padded * inputs * outputs + lost)) / rate;
     let width = precision.bytes();
     let moved = Bytes(width * (rows * inputs + held * inputs * outputs) + 2.0 * rows * outputs);
     Work {
         matmul: arithmetic.max(moved / job.memory_rate()),
-        kernels: 1.0,
+        // Libraries start one for each expert.
+        kernels: held,
         ..Work::default()
     }
 }
@@ -348,6 +359,7 @@ fn expert_exchange(job: &Job, layer: &Layer) -> Work {
         if job.software.deduplicated {
             met = domains * (1.0 - (1.0 - 1.0 / domains).powf(active));
             met = met.min(experts.groups_per_token.unwrap_or(experts.active) as f64);
+            met *= 1.0 - 1.0 / domains;
         }
         let bytes = Bytes(tokens * met * hidden * width);
         let out = bytes / job.link_rate(job.cluster.domain() + 1);

@@ -36,6 +36,8 @@ pub struct Row {
     pub zero: u64,
     pub schedule: Schedule,
     pub recompute: Recompute,
+    /// 1 where norms and residual stream were divided over tensor parallelism.
+    pub sequence_parallel: u8,
     /// A name of `data/software.toml`.
     pub software: String,
     /// 1 where multi-token prediction was trained too.
@@ -73,9 +75,10 @@ impl Measured {
             shape: &preset::find(&row.model)?.shape,
             cluster: Cluster::new(chip::find(&row.chip)?.clone(), row.chips),
             layout,
-            software: software.ok_or_else(|| {
-                Error::asked(&row.id, format!("no software is called {:?}", row.software))
-            })?,
+            software: Software {
+                sequence_parallel: row.sequence_parallel == 1,
+                ..software.ok_or_else(|| unknown(&row))?
+            },
             row,
         })
     }
@@ -97,6 +100,11 @@ impl Measured {
             efficiencies,
         })
     }
+}
+
+fn unknown(row: &Row) -> Error {
+    let message = format!("no software is called {:?}", row.software);
+    Error::asked(&row.id, message)
 }
 
 /// All of them, in the order of the file.

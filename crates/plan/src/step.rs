@@ -264,11 +264,18 @@ impl Stage {
     /// Of a forward and a backward pass side by side, what exchanges add to compute.
     fn exposed(&self, job: &Job) -> Seconds {
         let (compute, exchange) = (self.compute(), self.exchange());
-        if !job.software.overlap_experts {
+        // Two micro-batches in opposite directions must be at hand: DualPipe is built for that, and
+        // interleaved parts and single stages have them.
+        let one_way = matches!(
+            job.layout.schedule,
+            Schedule::OneForwardOneBackward | Schedule::Zb1p
+        );
+        if !job.software.overlap_experts || (one_way && job.layout.pp > 1) {
             return exchange;
         }
-        let hidden = compute.min(exchange);
-        compute.max(exchange) - compute + hidden * job.efficiency(Efficiency::ExposedExperts)
+        let slowed = compute / (1.0 - job.efficiency(Efficiency::ExchangeProcessors));
+        let hidden = slowed.min(exchange);
+        slowed.max(exchange) - compute + hidden * job.efficiency(Efficiency::Exposed)
     }
 
     /// Forward and backward of one micro-batch, one after the other.

@@ -12,7 +12,7 @@ use crate::measured::{Measured, all};
 pub const STEP_SPREAD: Interval<f64> = Interval {
     low: 0.88,
     mid: 1.0,
-    high: 1.16,
+    high: 1.14,
 };
 
 /// Rounds of the fit that suffice from the shipped efficiencies.
