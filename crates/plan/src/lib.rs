@@ -6,6 +6,7 @@
 
 pub mod budget;
 pub mod campaign;
+pub mod campaigns;
 pub mod chip;
 pub mod config;
 pub mod date;

@@ -10,6 +10,7 @@ use crate::efficiency::Efficiencies;
 use crate::error::Error;
 use crate::job::{Cluster, Job, Precision, Software};
 use crate::layout::{Layout, Recompute, Schedule};
+use crate::nearest::nearest;
 use crate::preset;
 use crate::shape::Shape;
 use crate::step::{Step, step};
@@ -58,7 +59,7 @@ pub struct Measured {
 }
 
 impl Measured {
-    fn new(row: Row, software: &BTreeMap<String, Software>) -> Result<Measured, Error> {
+    fn new(row: Row) -> Result<Measured, Error> {
         let layout = Layout {
             tp: row.tp,
             pp: row.pp,
@@ -70,14 +71,13 @@ impl Measured {
             recompute: row.recompute,
             mbs: row.mbs,
         };
-        let software = software.get(&row.software).copied();
         Ok(Measured {
             shape: &preset::find(&row.model)?.shape,
             cluster: Cluster::new(chip::find(&row.chip)?.clone(), row.chips),
             layout,
             software: Software {
                 sequence_parallel: row.sequence_parallel == 1,
-                ..software.ok_or_else(|| unknown(&row))?
+                ..software(&row.software)?
             },
             row,
         })
@@ -102,11 +102,6 @@ impl Measured {
     }
 }
 
-fn unknown(row: &Row) -> Error {
-    let message = format!("no software is called {:?}", row.software);
-    Error::asked(&row.id, message)
-}
-
 /// All of them, in the order of the file.
 pub fn all() -> &'static [Measured] {
     static ALL: OnceLock<Vec<Measured>> = OnceLock::new();
@@ -114,20 +109,47 @@ pub fn all() -> &'static [Measured] {
 }
 
 fn read() -> Result<Vec<Measured>, Error> {
-    let data = |file: &str, message: String| Error::Data {
-        file: file.to_string(),
-        line: 0,
-        field: String::new(),
-        message,
-    };
-    let software = toml::from_str(include_str!("../data/software.toml"))
-        .map_err(|error| data("software.toml", error.to_string()))?;
     let mut reader = csv::Reader::from_reader(include_bytes!("../data/steps.csv").as_slice());
     reader
         .deserialize()
-        .map(|row| {
-            let row: Row = row.map_err(|error| data("steps.csv", error.to_string()))?;
-            Measured::new(row, &software)
-        })
+        .map(|row| Measured::new(row.map_err(|error| data("steps.csv", &error))?))
         .collect()
+}
+
+/// What a software does, by its name in `data/software.toml`.
+///
+/// # Errors
+/// [`Error::Asked`] with the nearest names.
+pub fn software(name: &str) -> Result<Software, Error> {
+    let all = softwares();
+    all.get(name).copied().ok_or_else(|| {
+        let near = nearest(name, all.keys().map(String::as_str));
+        let near = match near.as_slice() {
+            [] => all.keys().cloned().collect(),
+            _ => near,
+        };
+        let message = format!(
+            "no software is called {name:?}; there is {}",
+            near.join(", ")
+        );
+        Error::asked("software", message)
+    })
+}
+
+/// All softwares of which steps were published.
+pub fn softwares() -> &'static BTreeMap<String, Software> {
+    static ALL: OnceLock<BTreeMap<String, Software>> = OnceLock::new();
+    ALL.get_or_init(|| {
+        let text = include_str!("../data/software.toml");
+        toml::from_str(text).expect("data/software.toml parses")
+    })
+}
+
+fn data(file: &str, error: &impl ToString) -> Error {
+    Error::Data {
+        file: file.to_string(),
+        line: 0,
+        field: String::new(),
+        message: error.to_string(),
+    }
 }

@@ -6,7 +6,7 @@ use crate::job::{Job, Precision};
 use crate::layout::{Recompute, Schedule};
 use crate::partition::{Unit, UnitKind};
 use crate::quantity::Bytes;
-use crate::shape::{Attention, Layer, Part, Split};
+use crate::shape::{Attention, Layer, Part, Product, Split};
 
 /// What programs leave of a chip's memory after driver, libraries, exchange buffers and gaps.
 pub const USABLE: f64 = 0.94;
@@ -21,6 +21,9 @@ pub struct Memory {
     pub activations: Bytes,
     /// Logits and their gradients, on the stage that has the head.
     pub logits: Bytes,
+    /// The largest gradient of a matrix outside the experts in f32, before it is added; gate and up
+    /// are one matrix.
+    pub workspace: Bytes,
     /// Weights outside the experts that the chip works with.
     #[serde(skip)]
     pub dense_parameters: f64,
@@ -36,13 +39,14 @@ impl Memory {
         self.named().iter().map(|(_, bytes)| *bytes).sum()
     }
 
-    pub fn named(&self) -> [(&'static str, Bytes); 5] {
+    pub fn named(&self) -> [(&'static str, Bytes); 6] {
         [
             ("weights", self.weights),
             ("gradients", self.gradients),
             ("optimizer", self.optimizer),
             ("activations", self.activations),
             ("logits", self.logits),
+            ("workspace", self.workspace),
         ]
     }
 
@@ -63,13 +67,16 @@ pub fn memory(job: &Job, units: &[Unit], stages: &[Vec<usize>]) -> Memory {
 fn of_stage(job: &Job, units: &[Unit], held: &[usize], stage: u64) -> Memory {
     let layout = &job.layout;
     let [mut dense, mut expert] = [0.0, 0.0];
-    let mut kept = 0.0;
+    let [mut kept, mut largest] = [0.0, 0.0_f64];
     for &unit in held {
         let [of_dense, of_expert] = parameters(job, &units[unit].kind);
         dense += of_dense;
         expert += of_expert;
         kept += match units[unit].kind {
-            UnitKind::Layer(layer) | UnitKind::Mtp(layer) => activation_bytes(job, layer),
+            UnitKind::Layer(layer) | UnitKind::Mtp(layer) => {
+                largest = largest.max(largest_matrix(job, layer));
+                activation_bytes(job, layer)
+            }
             UnitKind::Embedding | UnitKind::Head => 0.0,
         };
     }
@@ -77,6 +84,7 @@ fn of_stage(job: &Job, units: &[Unit], held: &[usize], stage: u64) -> Memory {
     let in_flight = in_flight(job, stage) / copies;
     let mut memory = states(job, dense, expert, copies);
     memory.activations = Bytes(kept * job.tokens() * in_flight);
+    memory.workspace = Bytes(4.0 * largest);
     let has = |wanted: fn(&UnitKind) -> bool| held.iter().any(|&unit| wanted(&units[unit].kind));
     if has(|kind| matches!(kind, UnitKind::Head)) {
         // In 16 bits, and their gradient in f32.
@@ -113,6 +121,21 @@ fn states(job: &Job, dense: f64, expert: f64, copies: f64) -> Memory {
         gradients_of_optimizer: sharded(1, gradient) / copies,
         ..Memory::default()
     }
+}
+
+/// Parameters of the largest matrix outside the experts that a chip works with.
+fn largest_matrix(job: &Job, layer: &Layer) -> f64 {
+    let products = layer.products(job.shape.hidden_size);
+    let single = products.iter().filter(|product| product.stored == 1);
+    let size = |product: &Product| {
+        let fused = if product.name == "up_proj" && layer.feed_forward.gated {
+            2
+        } else {
+            1
+        };
+        (fused * product.inputs * product.outputs) as f64
+    };
+    single.map(size).fold(0.0, f64::max) / job.layout.tp as f64
 }
 
 /// Dense and expert parameters of a unit on one chip.

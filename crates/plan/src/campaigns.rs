@@ -1,0 +1,262 @@
+//! Published runs, `data/runs.csv`: what each took, and what a steady run would take by the model
+//! of a step.
+//!
+//! A campaign takes longer than its steady steps: failures, restarts, evaluations, stages that
+//! hours include and tokens do not, layouts that are not the best. How much longer is read off the
+//! other campaigns, never off the one that is predicted.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+
+use crate::chip;
+use crate::efficiency::Efficiencies;
+use crate::error::Error;
+use crate::interval::Interval;
+use crate::job::{Cluster, Job, Precision};
+use crate::layout::Layout;
+use crate::measured;
+use crate::preset;
+use crate::search::search;
+use crate::step::{Step, step};
+
+/// What was published of a run; the columns of the file that are compared.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Run {
+    pub id: String,
+    pub kind: String,
+    pub model: String,
+    pub org: String,
+    pub tokens_t: Option<f64>,
+    pub chip: String,
+    pub chip_count: Option<u64>,
+    pub precision: String,
+    pub chip_hours: Option<f64>,
+    pub tok_s_per_chip: Option<f64>,
+    pub mfu_pct: Option<f64>,
+    pub source: String,
+    pub notes: String,
+}
+
+/// What predicting a run takes, `data/campaigns.csv`; several rows are stages of one run.
+#[derive(Clone, Debug, Deserialize)]
+struct Stage {
+    id: String,
+    model: String,
+    chip: String,
+    chips: u64,
+    precision: Precision,
+    seq_len: u64,
+    batch_seqs: u64,
+    tokens_t: f64,
+    software: String,
+    /// Empty: searched.
+    layout: String,
+    /// What is not published and was chosen.
+    assumed: String,
+    /// Why the run cannot be predicted; empty where it can.
+    missing: String,
+}
+
+/// A published run beside its prediction.
+#[derive(Clone, Debug, Serialize)]
+pub struct Campaign {
+    pub run: Run,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Its step is in `data/steps.csv`, and nothing else of it was published.
+    Step,
+    NotPredicted {
+        why: String,
+    },
+    Predicted(Box<Predicted>),
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Predicted {
+    pub what: Quantity,
+    pub published: f64,
+    /// By the model of a step alone.
+    pub steady: f64,
+    /// `steady` with what the other campaigns took beyond theirs: eight in ten lie inside.
+    pub interval: Interval<f64>,
+    pub layouts: Vec<String>,
+    pub searched: bool,
+    pub assumed: String,
+}
+
+/// What is compared: the first of these that was published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantity {
+    ChipHours,
+    TokensPerSecondPerChip,
+    /// Percent of the 16-bit peak.
+    Utilisation,
+}
+
+impl Quantity {
+    pub fn unit(self) -> &'static str {
+        match self {
+            Quantity::ChipHours => "chip-hours",
+            Quantity::TokensPerSecondPerChip => "tokens/s/chip",
+            Quantity::Utilisation => "% MFU",
+        }
+    }
+}
+
+impl Predicted {
+    pub fn inside(&self) -> bool {
+        self.interval.contains(self.published)
+    }
+
+    /// Steady by published time, less 1: below 0 where the campaign took longer.
+    pub fn error(&self) -> f64 {
+        1.0 / self.longer() - 1.0
+    }
+
+    /// How many times its steady time the campaign took.
+    fn longer(&self) -> f64 {
+        match self.what {
+            Quantity::ChipHours => self.published / self.steady,
+            _ => self.steady / self.published,
+        }
+    }
+}
+
+/// Every row of `data/runs.csv`, in its order.
+///
+/// # Panics
+/// If a row of the shipped data cannot be read or reckoned; a test reckons all.
+pub fn campaigns() -> &'static [Campaign] {
+    static ALL: OnceLock<Vec<Campaign>> = OnceLock::new();
+    ALL.get_or_init(|| read().unwrap_or_else(|error| panic!("the shipped runs: {error}")))
+}
+
+fn rows<T: for<'a> Deserialize<'a>>(file: &str, text: &str) -> Result<Vec<T>, Error> {
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let rows: Result<Vec<T>, csv::Error> = reader.deserialize().collect();
+    rows.map_err(|error| Error::Data {
+        file: file.to_string(),
+        line: error.position().map_or(0, csv::Position::line),
+        field: String::new(),
+        message: error.to_string(),
+    })
+}
+
+fn read() -> Result<Vec<Campaign>, Error> {
+    let runs: Vec<Run> = rows("runs.csv", include_str!("../data/runs.csv"))?;
+    let stages: Vec<Stage> = rows("campaigns.csv", include_str!("../data/campaigns.csv"))?;
+    let mut of_run: BTreeMap<&str, Vec<&Stage>> = BTreeMap::new();
+    for stage in &stages {
+        of_run.entry(&stage.id).or_default().push(stage);
+    }
+    let mut campaigns = Vec::with_capacity(runs.len());
+    for run in runs {
+        let stages = of_run.get(run.id.as_str()).map_or(&[][..], Vec::as_slice);
+        let outcome = outcome(&run, stages)?;
+        campaigns.push(Campaign { run, outcome });
+    }
+    spread(&mut campaigns);
+    Ok(campaigns)
+}
+
+fn outcome(run: &Run, stages: &[&Stage]) -> Result<Outcome, Error> {
+    let published = [
+        (Quantity::ChipHours, run.chip_hours),
+        (Quantity::TokensPerSecondPerChip, run.tok_s_per_chip),
+        (Quantity::Utilisation, run.mfu_pct),
+    ];
+    let published = published.into_iter().find_map(|(what, v)| Some((what, v?)));
+    let Some(first) = stages.first() else {
+        return Ok(Outcome::Step);
+    };
+    if !first.missing.is_empty() {
+        let why = first.missing.clone();
+        return Ok(Outcome::NotPredicted { why });
+    }
+    let Some((what, published)) = published else {
+        let why = "nothing of its time was published".to_string();
+        return Ok(Outcome::NotPredicted { why });
+    };
+    let mut steady = 0.0;
+    let mut layouts = Vec::new();
+    for stage in stages {
+        let (layout, step) = reckon(stage)?;
+        let rate = step.tokens_per_second_per_chip.0;
+        steady += match what {
+            Quantity::ChipHours => stage.tokens_t * 1e12 / rate / 3600.0,
+            Quantity::TokensPerSecondPerChip => rate,
+            Quantity::Utilisation => 100.0 * step.mfu,
+        };
+        layouts.push(layout.to_string());
+    }
+    Ok(Outcome::Predicted(Box::new(Predicted {
+        what,
+        published,
+        steady,
+        interval: Interval::exact(steady),
+        layouts,
+        searched: first.layout.is_empty(),
+        assumed: first.assumed.clone(),
+    })))
+}
+
+/// The step of a stage, with its own layout or the fastest.
+fn reckon(stage: &Stage) -> Result<(Layout, Step), Error> {
+    let preset = preset::find(&stage.model)?;
+    let cluster = Cluster::new(chip::find(&stage.chip)?.clone(), stage.chips);
+    let efficiencies = Efficiencies::shipped();
+    let job = Job {
+        shape: &preset.shape,
+        cluster: &cluster,
+        seq_len: stage.seq_len,
+        batch_seqs: stage.batch_seqs,
+        precision: stage.precision,
+        with_mtp: preset.shape.mtp_modules > 0,
+        layout: Layout::default(),
+        software: measured::software(&stage.software)?,
+        efficiencies: &efficiencies,
+    };
+    if stage.layout.is_empty() {
+        let best = search(&job, 1)?.best.remove(0);
+        return Ok((best.layout, best.step));
+    }
+    let layout = stage.layout.parse()?;
+    let step = step(&Job { layout, ..job })?;
+    Ok((layout, step))
+}
+
+/// Gives each prediction its interval, from all others.
+fn spread(campaigns: &mut [Campaign]) {
+    let longer: Vec<Option<f64>> = campaigns
+        .iter()
+        .map(|campaign| match &campaign.outcome {
+            Outcome::Predicted(predicted) => Some(predicted.longer()),
+            _ => None,
+        })
+        .collect();
+    for (at, campaign) in campaigns.iter_mut().enumerate() {
+        if let Outcome::Predicted(predicted) = &mut campaign.outcome {
+            let others = longer.iter().enumerate().filter(|(other, _)| *other != at);
+            let factors = tenths(others.filter_map(|(_, factor)| *factor).collect());
+            let steady = predicted.steady;
+            predicted.interval = match predicted.what {
+                Quantity::ChipHours => factors.map(|factor| steady * factor),
+                _ => factors.map(|factor| steady / factor),
+            };
+        }
+    }
+}
+
+/// The values that a tenth lies below, half, and nine tenths.
+fn tenths(mut values: Vec<f64>) -> Interval<f64> {
+    values.sort_by(f64::total_cmp);
+    let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
+    Interval::new(at(0.1), at(0.5), at(0.9))
+}
