@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+mod audit;
 mod chat;
 mod chips;
 mod convert;
@@ -43,6 +44,8 @@ pub enum Command {
     Inspect(inspect::Inspect),
     /// Write a model in another form: a Hugging Face folder, or one GGUF file
     Convert(convert::Convert),
+    /// What a claim about a training run implies, and whether it can be true
+    Audit(Box<audit::AuditCommand>),
     /// Accelerators: figures, export class by date, and what a budget trains on each
     Chips(Box<chips::Chips>),
     /// Check this machine, this program, and on request a model
@@ -64,6 +67,7 @@ impl Command {
             Command::Score(command) => command.run(settings),
             Command::Inspect(command) => command.run(settings),
             Command::Convert(command) => command.run(settings),
+            Command::Audit(command) => command.run(settings),
             Command::Chips(command) => command.run(settings),
             Command::Doctor(command) => command.run(settings),
         }

@@ -69,7 +69,7 @@ impl fmt::Display for Error {
             Error::UnknownChip { name, nearest } => {
                 write!(f, "no chip is called {name:?}")?;
                 match nearest.as_slice() {
-                    [] => write!(f, "; `bruchteil chips` lists all"),
+                    [] => Ok(()),
                     nearest => write!(f, "; nearest: {}", nearest.join(", ")),
                 }
             }

@@ -4,6 +4,7 @@
 //! Nothing here measures: every efficiency is data with a source (`data/efficiencies.toml`).
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod budget;
 pub mod campaign;
 pub mod campaigns;
@@ -26,6 +27,7 @@ pub mod partition;
 pub mod preset;
 pub mod quantity;
 pub mod search;
+pub mod serving;
 pub mod shape;
 pub mod step;
 pub mod training;
