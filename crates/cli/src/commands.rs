@@ -10,6 +10,7 @@ mod eval;
 pub mod generate;
 mod grpo;
 mod inspect;
+mod plan;
 mod score;
 mod serve;
 mod sft;
@@ -48,6 +49,8 @@ pub enum Command {
     Audit(Box<audit::AuditCommand>),
     /// Accelerators: figures, export class by date, and what a budget trains on each
     Chips(Box<chips::Chips>),
+    /// What a training run takes: layout, time, memory, energy and cost, with intervals
+    Plan(Box<plan::PlanCommand>),
     /// Check this machine, this program, and on request a model
     Doctor(doctor::Doctor),
 }
@@ -56,6 +59,9 @@ impl Command {
     /// # Errors
     /// Whatever kept the command from doing what was asked.
     pub fn run(&self, settings: &Settings) -> Outcome {
+        if !self.reckons() {
+            settings.check_computed()?;
+        }
         match self {
             Command::Demo(command) => command.run(settings),
             Command::Sft(command) => command.run(settings),
@@ -69,8 +75,14 @@ impl Command {
             Command::Convert(command) => command.run(settings),
             Command::Audit(command) => command.run(settings),
             Command::Chips(command) => command.run(settings),
+            Command::Plan(command) => command.run(settings),
             Command::Doctor(command) => command.run(settings),
         }
+    }
+
+    /// Whether `--precision` is that of other machines' products, not of this program's.
+    fn reckons(&self) -> bool {
+        matches!(self, Command::Plan(_) | Command::Audit(_))
     }
 }
 

@@ -14,6 +14,8 @@ mod folder;
 mod generation;
 mod gguf_tokenizer;
 mod memory;
+mod model_choice;
+mod numbers;
 mod plain;
 mod progress;
 mod remote;
@@ -22,6 +24,7 @@ mod rows;
 mod run;
 mod settings;
 mod signals;
+mod small_text;
 mod weights;
 
 use std::panic::{self, AssertUnwindSafe};

@@ -3,7 +3,7 @@
 //! Everything in it but the last section is a function of the command and the seed; what depends
 //! on the machine stands in [`Timing`] alone.
 
-mod chart;
+pub mod chart;
 
 use std::fmt::Write;
 
@@ -11,6 +11,19 @@ use chart::{Bar, Curve};
 use train::{EvalResult, Sample};
 
 const STYLE: &str = include_str!("report/style.css");
+
+/// What ends every page.
+pub const CLOSING: &str = "</main>\n</body>\n</html>\n";
+
+/// What begins every page: its style is inside it, so that it needs nothing else.
+pub fn opening(title: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n",
+        escape(title)
+    )
+}
 
 /// A model at one moment of the demo.
 #[derive(Clone)]
@@ -106,7 +119,7 @@ impl Report {
             self.transcripts(),
             self.reproduction(),
             self.time(),
-            "</main>\n</body>\n</html>\n".to_string(),
+            CLOSING.to_string(),
         ]
         .concat()
     }
@@ -118,15 +131,13 @@ impl Report {
             .map(|stage| percent(stage.sampled.accuracy));
         let compute = &self.compute;
         format!(
-            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>Bruchteil: a model learns to reason</title>\n<style>\n{STYLE}</style>\n\
-             </head>\n<body>\n<main>\n<h1>A model learns to reason from nothing</h1>\n\
+            "{}<h1>A model learns to reason from nothing</h1>\n\
              <p>A DeepSeek-architecture model of {:.2} million parameters ({:.2} million active \
              per token) began with random weights ({base} right), \
              learnt from worked traces ({cold}), \
              and went on by reinforcement learning from checked answers alone ({after}). Measured \
              on {} held-out problems of {}, one sample each at temperature 1.</p>\n",
+            opening("Bruchteil: a model learns to reason"),
             compute.parameters_total as f64 / 1e6,
             compute.parameters_active as f64 / 1e6,
             self.stages[2].sampled.problems,
@@ -326,11 +337,13 @@ impl Report {
     }
 }
 
-fn figure(title: &str, svg: &str, caption: &str) -> String {
+/// A picture with its title and what it shows, all of it HTML.
+pub fn figure(title: &str, svg: &str, caption: &str) -> String {
     format!("<figure><h3>{title}</h3>\n{svg}\n<figcaption>{caption}</figcaption></figure>\n")
 }
 
-fn table(rows: &[(&str, String)]) -> String {
+/// Names and values, which are plain text.
+pub fn table(rows: &[(&str, String)]) -> String {
     let mut html = "<div class=\"scroll\"><table>\n".to_string();
     for (name, value) in rows {
         let (name, value) = (escape(name), escape(value));

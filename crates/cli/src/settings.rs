@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use kernels::{Cpu, Isa, Precision};
 use model::Numerics;
 
+use crate::failure::{Failure, Outcome};
 use crate::progress::{Style, Ui};
 
 /// The thread count when `--threads` is not given; a convention shared with other programs.
@@ -22,7 +23,8 @@ pub struct Settings {
     /// Instruction set: portable, avx2, avx512 or avx512bf16 [default: the fastest here]
     #[arg(long, global = true, value_name = "NAME")]
     pub isa: Option<Isa>,
-    /// What matrix products round their inputs to; sums are f32 [default: bf16]
+    /// What matrix products round their inputs to; sums are f32. Commands that compute take bf16 or
+    /// f32; `plan` and `audit`, which only reckon, take bf16, fp8 or fp4 [default: bf16]
     #[arg(long, global = true, value_name = "NAME")]
     pub precision: Option<PrecisionName>,
     /// Seed of all randomness [default: 0, or what the run's configuration says]
@@ -40,13 +42,29 @@ pub struct Settings {
 pub enum PrecisionName {
     F32,
     Bf16,
+    Fp8,
+    Fp4,
 }
 
+impl PrecisionName {
+    fn name(self) -> &'static str {
+        match self {
+            PrecisionName::F32 => "f32",
+            PrecisionName::Bf16 => "bf16",
+            PrecisionName::Fp8 => "fp8",
+            PrecisionName::Fp4 => "fp4",
+        }
+    }
+}
+
+/// # Panics
+/// On a precision that nothing here computes in: [`Settings::check_computed`] comes first.
 impl From<PrecisionName> for train::PrecisionName {
     fn from(name: PrecisionName) -> train::PrecisionName {
         match name {
             PrecisionName::F32 => train::PrecisionName::F32,
             PrecisionName::Bf16 => train::PrecisionName::Bf16,
+            other => panic!("{} was refused before the command ran", other.name()),
         }
     }
 }
@@ -66,9 +84,36 @@ impl Settings {
     }
 
     pub fn precision(&self) -> Precision {
+        train::PrecisionName::from(self.precision.unwrap_or(PrecisionName::Bf16)).into()
+    }
+
+    /// For commands that compute.
+    ///
+    /// # Errors
+    /// The precision asked for is one that this program only reckons with.
+    pub fn check_computed(&self) -> Outcome {
+        match self.precision {
+            Some(name @ (PrecisionName::Fp8 | PrecisionName::Fp4)) => Err(Failure::usage(
+                format!("{} is a precision of `plan` and `audit`", name.name()),
+                "this command computes in bf16 or f32",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// For commands that reckon: bf16 where none was asked for.
+    ///
+    /// # Errors
+    /// The precision asked for is one that nobody trains large models in.
+    pub fn planned_precision(&self) -> Result<plan::job::Precision, Failure> {
         match self.precision.unwrap_or(PrecisionName::Bf16) {
-            PrecisionName::F32 => Precision::F32,
-            PrecisionName::Bf16 => Precision::Bf16,
+            PrecisionName::Bf16 => Ok(plan::job::Precision::Bf16),
+            PrecisionName::Fp8 => Ok(plan::job::Precision::Fp8),
+            PrecisionName::Fp4 => Ok(plan::job::Precision::Fp4),
+            PrecisionName::F32 => Err(Failure::usage(
+                "f32 is a precision of commands that compute",
+                "reckon with bf16, fp8 or fp4",
+            )),
         }
     }
 

@@ -69,7 +69,7 @@ fn a_claim_may_be_given_in_parts() {
         "deepseek-v3",
         "--tokens",
         "14.8e12",
-        "--number-format",
+        "--precision",
         "fp8",
     ];
     for (chips, days, verdict) in [

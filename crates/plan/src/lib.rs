@@ -24,6 +24,7 @@ pub mod measured;
 pub mod memory;
 pub mod nearest;
 pub mod partition;
+pub mod peaks;
 pub mod preset;
 pub mod quantity;
 pub mod search;

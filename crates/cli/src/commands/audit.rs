@@ -7,11 +7,12 @@ use std::path::Path;
 use clap::Args;
 use plan::audit::{self, Audit, Chips, Claim};
 use plan::error::Error;
-use plan::job::Precision;
 use serde::Serialize;
 
 use super::{print, print_json};
 use crate::failure::{Failure, Outcome};
+use crate::model_choice;
+use crate::numbers::parse;
 use crate::plain::plain;
 use crate::settings::Settings;
 
@@ -48,14 +49,15 @@ pub struct AuditCommand {
 #[derive(Args)]
 #[command(next_help_heading = "A claim's parts, any of them")]
 struct Parts {
-    /// A preset, such as deepseek-v3
-    #[arg(long, value_name = "PRESET", conflicts_with = "claim")]
+    /// A preset such as deepseek-v3, a config.json, or a folder with one
+    #[arg(long, value_name = "MODEL", conflicts_with = "claim")]
     model: Option<String>,
     /// Tokens trained on, such as 14.8e12
     #[arg(
         long,
         value_name = "N",
         conflicts_with = "claim",
+        value_parser = parse,
         allow_negative_numbers = true
     )]
     tokens: Option<f64>,
@@ -73,6 +75,7 @@ struct Parts {
         long,
         value_name = "N",
         conflicts_with = "claim",
+        value_parser = parse,
         allow_negative_numbers = true
     )]
     days: Option<f64>,
@@ -81,6 +84,7 @@ struct Parts {
         long,
         value_name = "N",
         conflicts_with = "claim",
+        value_parser = parse,
         allow_negative_numbers = true
     )]
     chip_hours: Option<f64>,
@@ -89,6 +93,7 @@ struct Parts {
         long,
         value_name = "USD",
         conflicts_with = "claim",
+        value_parser = parse,
         allow_negative_numbers = true
     )]
     dollars: Option<f64>,
@@ -97,6 +102,7 @@ struct Parts {
         long,
         value_name = "USD",
         conflicts_with = "claim",
+        value_parser = parse,
         allow_negative_numbers = true
     )]
     price: Option<f64>,
@@ -105,6 +111,7 @@ struct Parts {
         long,
         value_name = "USD",
         conflicts_with = "claim",
+        value_parser = parse,
         allow_negative_numbers = true
     )]
     capital: Option<f64>,
@@ -113,15 +120,13 @@ struct Parts {
         long,
         value_name = "GW",
         conflicts_with = "claim",
+        value_parser = parse,
         allow_negative_numbers = true
     )]
     gigawatts: Option<f64>,
     /// Tokens of a sequence [default: 4096]
     #[arg(long, value_name = "N", conflicts_with = "claim")]
     seq_len: Option<u64>,
-    /// The claimed run's products: bf16, fp8 or fp4 [default: any that the chips have]
-    #[arg(long, value_name = "NAME", conflicts_with = "claim", value_parser = number_format)]
-    number_format: Option<Precision>,
 }
 
 impl AuditCommand {
@@ -130,7 +135,7 @@ impl AuditCommand {
             return list(settings);
         }
         let audited = match &self.claim {
-            None => audit::audit(&self.parts.claim()).map_err(usage)?,
+            None => self.parts.judged(settings)?,
             Some(name) => named(name)?,
         };
         if settings.json {
@@ -141,13 +146,22 @@ impl AuditCommand {
 }
 
 impl Parts {
-    fn claim(&self) -> Claim {
-        Claim {
+    fn judged(&self, settings: &Settings) -> Result<Audit, Failure> {
+        let claim = self.claim(settings)?;
+        let chosen = self.model.as_deref().map(model_choice::choose);
+        let chosen = chosen.transpose()?;
+        let shape = chosen.as_ref().map(|chosen| &chosen.shape);
+        audit::audit_of(&claim, shape).map_err(usage)
+    }
+
+    fn claim(&self, settings: &Settings) -> Result<Claim, Failure> {
+        let precision = settings.precision.map(|_| settings.planned_precision());
+        Ok(Claim {
             title: "A claim from the command line".to_string(),
             model: self.model.clone(),
             tokens: self.tokens,
             seq_len: self.seq_len,
-            precision: self.number_format,
+            precision: precision.transpose()?,
             chips: self.chips.clone(),
             days: self.days,
             chip_hours: self.chip_hours,
@@ -156,7 +170,7 @@ impl Parts {
             capital: self.capital,
             gigawatts: self.gigawatts,
             ..Claim::default()
-        }
+        })
     }
 }
 
@@ -173,12 +187,6 @@ fn chips(text: &str) -> Result<Chips, String> {
         chip: chip.trim().to_string(),
         count: count.transpose()?,
     })
-}
-
-fn number_format(text: &str) -> Result<Precision, String> {
-    let mut formats = Precision::ALL.into_iter();
-    let found = formats.find(|format| format.name() == text);
-    found.ok_or_else(|| "it is bf16, fp8 or fp4".to_string())
 }
 
 fn usage(error: Error) -> Failure {

@@ -20,8 +20,10 @@ use serde_json::json;
 use super::{print, print_json};
 use crate::failure::{Failure, Outcome};
 use crate::settings::Settings;
+use crate::small_text;
 use budget::Budget;
 use selection::{Filter, Selection};
+pub use table::{WIDTH, wrapped};
 
 /// A catalogue of chips is small; a larger file is none.
 const LARGEST_CATALOGUE: u64 = 16 << 20;
@@ -146,16 +148,7 @@ fn show(selection: &Selection<'_>, day: &Day, settings: &Settings) -> Outcome {
 
 fn own_catalogue(path: &Path) -> Result<Vec<Chip>, Failure> {
     let advice = "give a CSV with the columns of the catalogue that ships with the program";
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    let name = path.file_name().and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| Failure::input(path, "no name of a file", advice))?;
-    let bytes = model::read_small_file_if_there(dir, name, LARGEST_CATALOGUE)?;
-    let bytes = bytes.ok_or_else(|| Failure::input(path, "no such file", advice))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|error| Failure::input(path, format!("not UTF-8: {error}"), advice))?;
+    let text = small_text::read(path, LARGEST_CATALOGUE, advice)?;
     chip::from_csv(&path.display().to_string(), &text).map_err(Failure::from)
 }
 

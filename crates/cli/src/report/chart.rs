@@ -1,8 +1,13 @@
 //! Charts as inline SVG. Colours come from the page's style sheet, so that they follow dark mode.
 
+mod plot;
+mod stack;
+
 use std::fmt::Write;
 
 use super::escape;
+pub use plot::{Point, Scatter, Trend, scatter, trend};
+pub use stack::{Part, Stack, stack};
 
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 240.0;
@@ -35,12 +40,39 @@ struct Scale {
     high: f64,
     start: f64,
     end: f64,
+    /// Whether equal lengths are equal factors.
+    logarithmic: bool,
 }
 
 impl Scale {
+    /// From the bottom of the usual picture to its top.
+    fn upwards(low: f64, high: f64) -> Scale {
+        Scale {
+            low,
+            high,
+            start: HEIGHT - BOTTOM,
+            end: TOP,
+            logarithmic: false,
+        }
+    }
+
+    /// From left to right.
+    fn across(low: f64, high: f64) -> Scale {
+        Scale {
+            low,
+            high,
+            start: LEFT,
+            end: WIDTH - RIGHT,
+            logarithmic: false,
+        }
+    }
+
     fn at(&self, value: f64) -> f64 {
-        let share = (value - self.low) / (self.high - self.low);
-        self.start + share * (self.end - self.start)
+        let [value, low, high] = match self.logarithmic {
+            true => [value, self.low, self.high].map(f64::ln),
+            false => [value, self.low, self.high],
+        };
+        self.start + (value - low) / (high - low) * (self.end - self.start)
     }
 }
 
@@ -70,12 +102,24 @@ fn frame(low: f64, high: f64, most: f64) -> (f64, f64, f64) {
     (low, if high > low { high } else { low + step }, step)
 }
 
-fn open(title: &str) -> String {
+fn open(title: &str, height: f64) -> String {
     let title = escape(title);
     format!(
-        "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">\
+        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{title}\">\
          <title>{title}</title>\n"
     )
+}
+
+/// A chart as a file of its own: always light, because a host that shows it may be either.
+pub fn standalone(svg: &str) -> String {
+    let style = "<style>text { fill: #5c616b; font: 11px system-ui, sans-serif; } \
+                 .value { fill: #1b1d22; } .grid { stroke: #d9dbe0; } \
+                 .span { fill: #1d5bb8; opacity: 0.16; } .dot { fill: #1d5bb8; } \
+                 .dot.out { fill: #b3500f; } \
+                 .limit { stroke: #1b1d22; stroke-dasharray: 4 3; }</style>\n\
+                 <rect width=\"100%\" height=\"100%\" fill=\"#fcfcfa\"/>\n";
+    let opened = svg.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1);
+    opened.replacen("</title>\n", &format!("</title>\n{style}"), 1) + "\n"
 }
 
 /// Horizontal lines with their values.
@@ -97,7 +141,7 @@ fn y_axis(svg: &mut String, scale: &Scale, step: f64, label: impl Fn(f64) -> Str
 
 /// A line through the points, from a y axis that starts at 0 where nothing is negative.
 pub fn curve(curve: &Curve) -> String {
-    let mut svg = open(curve.title);
+    let mut svg = open(curve.title, HEIGHT);
     let finite = |point: &&[f64; 2]| point.iter().all(|value| value.is_finite());
     let points: Vec<[f64; 2]> = curve.points.iter().filter(finite).copied().collect();
     let (Some(first), Some(last)) = (points.first(), points.last()) else {
@@ -109,12 +153,7 @@ pub fn curve(curve: &Curve) -> String {
         .iter()
         .fold(lowest, |high: f64, point| high.max(point[1]));
     let (low, high, step) = frame(lowest, highest, 5.0);
-    let y = Scale {
-        low,
-        high,
-        start: HEIGHT - BOTTOM,
-        end: TOP,
-    };
+    let y = Scale::upwards(low, high);
     y_axis(&mut svg, &y, step, |value| {
         format!("{value:.*}", curve.digits)
     });
@@ -126,12 +165,7 @@ pub fn curve(curve: &Curve) -> String {
             first[0] + 1.0
         },
     );
-    let x = Scale {
-        low,
-        high,
-        start: LEFT,
-        end: WIDTH - RIGHT,
-    };
+    let x = Scale::across(low, high);
     let place = |point: &[f64; 2]| format!("{:.1},{:.1}", x.at(point[0]), y.at(point[1]));
     let path: Vec<String> = points.iter().map(place).collect();
     let _ = writeln!(
@@ -146,7 +180,7 @@ pub fn curve(curve: &Curve) -> String {
             "<text x=\"{at:.1}\" y=\"{below}\" text-anchor=\"{anchor}\">{value:.0}</text>"
         );
     }
-    let (middle, bottom) = ((LEFT + WIDTH - RIGHT) / 2.0, HEIGHT - 6.0);
+    let (middle, bottom) = ((LEFT + WIDTH - RIGHT) / 2.0, HEIGHT - 3.0);
     let label = escape(curve.x_label);
     svg + &format!(
         "<text x=\"{middle}\" y=\"{bottom}\" text-anchor=\"middle\">{label}</text></svg>"
@@ -155,13 +189,8 @@ pub fn curve(curve: &Curve) -> String {
 
 /// Shares side by side with their intervals, from 0 to 100 %.
 pub fn bars(title: &str, bars: &[Bar]) -> String {
-    let mut svg = open(title);
-    let y = Scale {
-        low: 0.0,
-        high: 1.0,
-        start: HEIGHT - BOTTOM,
-        end: TOP,
-    };
+    let mut svg = open(title, HEIGHT);
+    let y = Scale::upwards(0.0, 1.0);
     y_axis(&mut svg, &y, 0.2, |share| format!("{:.0} %", 100.0 * share));
     let place = (WIDTH - RIGHT - LEFT) / bars.len().max(1) as f64;
     for (index, bar) in bars.iter().enumerate() {

@@ -1,13 +1,10 @@
 //! What one sum of money trains on each chip.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use plan::budget::{BudgetRow, SHARE_OF_PEAK, budget_rows, default_achieved};
 use plan::export;
 use plan::interval::Interval;
 use plan::quantity::{Dollars, FlopsPerToken, Tokens};
-use plan::shape::Shape;
 use serde_json::{Value, json};
 
 use super::facts::tidy;
@@ -16,7 +13,8 @@ use super::table::{WIDTH, left_out, wrapped};
 use super::{Day, positive};
 use crate::commands::{print, print_json};
 use crate::failure::{Failure, Outcome};
-use crate::folder::Folder;
+use crate::model_choice;
+use crate::numbers::counted;
 use crate::plain::plain;
 use crate::settings::Settings;
 
@@ -25,9 +23,10 @@ pub struct Budget {
     /// Show what this many dollars train on each chip at its rent
     #[arg(long, value_name = "USD", value_parser = positive)]
     budget: Option<f64>,
-    /// A model to train with the budget: a Hugging Face folder or a GGUF file
-    #[arg(long, value_name = "PATH", requires = "budget")]
-    model: Option<PathBuf>,
+    /// A model to train with the budget: a preset (`bruchteil plan --list`), a config.json, a
+    /// Hugging Face folder, a GGUF file, or the TOML file of a run
+    #[arg(long, value_name = "MODEL", requires = "budget")]
+    model: Option<String>,
     /// Tokens of the sequences that the model is trained on
     #[arg(long, value_name = "N", default_value_t = 4096, requires = "model")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
@@ -48,8 +47,8 @@ impl Budget {
         };
         let per_token = match &self.model {
             None => None,
-            Some(path) => {
-                let shape = Shape::from(&Folder::open(path)?.config);
+            Some(model) => {
+                let shape = model_choice::choose(model)?.shape;
                 Some(shape.training_flops(self.seq_len, true, true))
             }
         };
@@ -167,15 +166,4 @@ impl Purse {
         });
         format!("{mid:>6} {range:>13} {hours:>11} {flops:>9} {mid_tokens:>9} {span:>19}")
     }
-}
-
-/// A large number in words short enough for a table: 14.8 T.
-fn counted(number: f64) -> String {
-    for (unit, size) in [("T", 1e12), ("B", 1e9), ("M", 1e6)] {
-        if number >= size {
-            let digits = if number < 100.0 * size { 2 } else { 0 };
-            return format!("{:.digits$} {unit}", number / size);
-        }
-    }
-    format!("{number:.0}")
 }
