@@ -21,6 +21,14 @@ use crate::preset;
 use crate::search::search;
 use crate::step::{Step, step};
 
+/// Published by steady time of the campaigns here, from the tenth to the ninetieth of a hundred (a
+/// test compares).
+pub const CAMPAIGN_SPREAD: Interval<f64> = Interval {
+    low: 0.92,
+    mid: 1.21,
+    high: 2.04,
+};
+
 /// What was published of a run; the columns of the file that are compared.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Run {
@@ -230,6 +238,17 @@ fn reckon(stage: &Stage) -> Result<(Layout, Step), Error> {
     let layout = stage.layout.parse()?;
     let step = step(&Job { layout, ..job })?;
     Ok((layout, step))
+}
+
+/// What [`CAMPAIGN_SPREAD`] should be.
+pub fn spread_of_campaigns() -> Interval<f64> {
+    let predicted = campaigns().iter().filter_map(|campaign| {
+        let Outcome::Predicted(predicted) = &campaign.outcome else {
+            return None;
+        };
+        Some(predicted.longer())
+    });
+    tenths(predicted.collect())
 }
 
 /// Gives each prediction its interval, from all others.

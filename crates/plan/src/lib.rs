@@ -30,6 +30,7 @@ pub mod quantity;
 pub mod search;
 pub mod serving;
 pub mod shape;
+pub mod stages;
 pub mod step;
 pub mod training;
 pub mod validation;

@@ -13,6 +13,7 @@ mod words;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use plan::campaigns::CAMPAIGN_SPREAD;
 use plan::chip::{self, Chip};
 use plan::date::Date;
 use plan::interval::Interval;
@@ -20,6 +21,7 @@ use plan::job::Software;
 use plan::layout::Layout;
 use plan::measured;
 use plan::quantity::{DollarsPerChipSecond, Tokens};
+use plan::stages::{Further, whole_run};
 use plan::training::{Request, plan, usual_batch};
 
 use super::{print, print_json};
@@ -104,6 +106,13 @@ struct Recipe {
     /// Leave out the modules of multi-token prediction that the model may have
     #[arg(long)]
     no_mtp: bool,
+    /// A further stage behind the first, such as long contexts; may be given several times
+    #[arg(long, value_name = "TOKENS:SEQ_LEN:BATCH", value_parser = stage)]
+    stage: Vec<Further>,
+    /// Reinforcement learning behind all stages: tokens that the model writes on the same chips
+    /// and is then trained on, the length of an answer, and answers in a step
+    #[arg(long, value_name = "TOKENS:LENGTH:BATCH", value_parser = rollouts)]
+    rollouts: Option<Further>,
     /// What a chip costs, in dollars per hour [default: the catalogue's rents]
     #[arg(long, value_name = "USD", value_parser = parse_positive)]
     price: Option<f64>,
@@ -178,7 +187,9 @@ impl Recipe {
         let chip = chip::find(name)?;
         let request = self.request(&chosen, chip, *chips, settings)?;
         let planned = plan(&request)?;
+        let further: Vec<Further> = self.stage.iter().chain(&self.rollouts).copied().collect();
         Ok(Answer {
+            run: whole_run(&request, &planned, &further)?,
             assumptions: self.assumptions(&request, settings),
             date: self.date.unwrap_or_else(plan::export::newest),
             plan: planned,
@@ -262,8 +273,32 @@ impl Recipe {
             ));
         }
         say("power of chips, hosts and network, without the building's cooling".to_string());
+        let Interval { low, mid, high } = CAMPAIGN_SPREAD;
+        say(format!(
+            "no side runs: published campaigns took {low} to {high} times their steady hours, \
+             half of them more than {mid}"
+        ));
         taken
     }
+}
+
+fn stage(text: &str) -> Result<Further, String> {
+    let wrong = "write tokens, their sequences' length and sequences in a step, as 63B:32768:1920";
+    let parts: Vec<&str> = text.split(':').collect();
+    let [tokens, seq_len, batch_seqs] = parts.as_slice() else {
+        return Err(wrong.to_string());
+    };
+    Ok(Further {
+        tokens: Tokens(parse_positive(tokens)?),
+        seq_len: parse_whole(seq_len)?,
+        batch_seqs: parse_whole(batch_seqs)?,
+        rollouts: false,
+    })
+}
+
+fn rollouts(text: &str) -> Result<Further, String> {
+    let rollouts = true;
+    stage(text).map(|stage| Further { rollouts, ..stage })
 }
 
 fn place(text: &str) -> Result<Place, String> {

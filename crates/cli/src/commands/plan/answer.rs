@@ -3,6 +3,7 @@
 use plan::chip::Chip;
 use plan::date::Date;
 use plan::export::{self, Classification, classify};
+use plan::stages::WholeRun;
 use plan::training::{Plan, Request};
 use serde::Serialize;
 
@@ -12,6 +13,8 @@ use super::explain::{self, Explanation};
 pub struct Answer {
     pub request: Request,
     pub plan: Plan,
+    /// All stages, where there are several.
+    pub run: Option<WholeRun>,
     /// Where the model's sizes are written.
     pub source: String,
     /// What nobody said, and what was taken instead.
@@ -24,6 +27,8 @@ pub struct Answer {
 pub struct Json<'a> {
     #[serde(flatten)]
     plan: &'a Plan,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<&'a WholeRun>,
     model_source: &'a str,
     software: plan::job::Software,
     assumptions: &'a [String],
@@ -45,6 +50,7 @@ impl Answer {
     pub fn json(&self, explained: bool) -> Json<'_> {
         Json {
             plan: &self.plan,
+            run: self.run.as_ref(),
             model_source: &self.source,
             software: self.request.software,
             assumptions: &self.assumptions,

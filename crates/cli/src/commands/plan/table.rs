@@ -1,11 +1,13 @@
 //! A plan on one screen of 100 columns.
 
+use plan::interval::Interval;
+use plan::stages::WholeRun;
 use plan::training::{Alternative, Plan};
 
 use super::answer::Answer;
 use super::words;
 use crate::commands::chips::{WIDTH, wrapped};
-use crate::numbers::{counted, grouped, short};
+use crate::numbers::{amount, counted, grouped, short, spanned};
 use crate::plain::plain;
 
 /// The longest bar of a share.
@@ -25,6 +27,7 @@ pub fn text(answer: &Answer) -> String {
         lines.push(format!("{:<19} {}", line.name, line.value));
     }
     lines.push(String::new());
+    lines.extend(answer.run.as_ref().map_or_else(Vec::new, stages));
     lines.extend(others(plan));
     let taken = format!("Taken: {}.", plain(&answer.assumptions.join("; ")));
     lines.extend(wrapped(&taken, WIDTH));
@@ -129,6 +132,37 @@ fn side_by_side(left: &[String], right: &[String]) -> Vec<String> {
     let line = |row| format!("{:<LEFT$} {}", cell(left, row), cell(right, row));
     let rows = (0..rows).map(line);
     rows.map(|line| line.trim_end().to_string()).collect()
+}
+
+/// Further stages, and all together.
+fn stages(run: &WholeRun) -> Vec<String> {
+    let line = |name: &str, tokens: &str, seq_len: &str, numbers: [String; 3]| {
+        let [hours, days, cost] = numbers;
+        let line = format!("{name:<10} {tokens:>9} {seq_len:>8}   {hours:<27} {days:<22} {cost}");
+        line.trim_end().to_string()
+    };
+    let cost = |cost: &Option<Interval<f64>>| match cost {
+        None => "no price".to_string(),
+        Some(cost) => words::dollars(cost.mid),
+    };
+    let numbers = |hours: &Interval<f64>, days: &Interval<f64>, usd: &Option<Interval<f64>>| {
+        [
+            spanned(hours, "", amount),
+            spanned(days, "", short),
+            cost(usd),
+        ]
+    };
+    let heading = ["chip-hours", "days", "cost"].map(str::to_string);
+    let mut lines = vec![line("stage", "tokens", "length", heading)];
+    for stage in &run.stages {
+        let numbers = numbers(&stage.chip_hours, &stage.days, &stage.cost_usd);
+        let (tokens, length) = (counted(stage.tokens), grouped(stage.seq_len as f64));
+        lines.push(line(stage.name, &tokens, &length, numbers));
+    }
+    let all = numbers(&run.chip_hours, &run.days, &run.cost_usd);
+    lines.push(line("together", "", "", all));
+    lines.push(String::new());
+    lines
 }
 
 fn others(plan: &Plan) -> Vec<String> {
