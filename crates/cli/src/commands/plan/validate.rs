@@ -185,7 +185,8 @@ fn introduction(picture: &str) -> String {
          of it without having seen it: the efficiencies that were found by fitting are found anew \
          from all other rows, and so is the slowdown of the row's software. \"Without its group\" \
          leaves out every row of the same model and system too, so that nothing near it is \
-         known.\n\n`bruchteil plan --validate FILE.md` writes this page.\n\n\
+         known. What is not left out is the form of the model: its formulas were chosen with these \
+         rows in sight.\n\n`bruchteil plan --validate FILE.md` writes this page.\n\n\
          ![Predicted against published seconds of a step, both axes logarithmic; shaded: within \
          {:.0} %]({picture})\n\n",
         100.0 * BAND
