@@ -1,8 +1,14 @@
 //! What one sum of money trains on each chip, at the rents of the catalogue.
 
 use crate::chip::Chip;
+use crate::efficiency::Efficiencies;
 use crate::interval::Interval;
+use crate::job::{Cluster, Job, Precision, Software};
+use crate::layout::Layout;
 use crate::quantity::{ChipSeconds, Dollars, Flops, FlopsPerSecond, FlopsPerToken, Tokens};
+use crate::search::search;
+use crate::shape::Shape;
+use crate::training::usual_batch;
 
 /// The share of its 16-bit peak that DeepSeek-V3's pre-training reached on 2,048 H800: 385 of 989
 /// TFLOPS (arXiv 2505.09343, Table 4, causal attention).
@@ -32,7 +38,7 @@ impl BudgetRow<'_> {
     pub fn missing(&self) -> Option<&'static str> {
         match (self.chip_time, self.achieved) {
             (None, _) => Some("price unknown"),
-            (_, None) => Some("throughput unknown"),
+            (_, None) => Some("cannot, or too little known"),
             _ => None,
         }
     }
@@ -45,6 +51,35 @@ pub fn default_achieved(chip: &Chip) -> Option<FlopsPerSecond> {
     let matmul = chip.gemm_bf16.unwrap_or(MATMUL_OF_HOPPER);
     let share = SHARE_OF_PEAK * matmul / MATMUL_OF_HOPPER;
     chip.bf16.map(|peak| peak * share)
+}
+
+/// What a chip reaches of model operations when so many of them train a model in the narrowest
+/// format of 8 bits or more that they have, with the fastest layout; `None` where the catalogue
+/// knows too little of the chip, or they cannot hold the model.
+pub fn planned_achieved(
+    chip: &Chip,
+    chips: u64,
+    shape: &Shape,
+    seq_len: u64,
+) -> Option<FlopsPerSecond> {
+    let cluster = Cluster::new(chip.clone(), chips);
+    let efficiencies = Efficiencies::shipped();
+    let job = Job {
+        shape,
+        cluster: &cluster,
+        seq_len,
+        batch_seqs: usual_batch(shape, seq_len, chips),
+        precision: match chip.fp8 {
+            Some(_) => Precision::Fp8,
+            None => Precision::Bf16,
+        },
+        with_mtp: shape.mtp_modules > 0,
+        layout: Layout::default(),
+        software: Software::default(),
+        efficiencies: &efficiencies,
+    };
+    let found = search(&job, 1).ok()?;
+    Some(found.best[0].step.flops_per_chip)
 }
 
 /// What `budget` trains on each chip if one of them computes at `achieved`; most operations first,

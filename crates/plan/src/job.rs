@@ -181,8 +181,8 @@ impl Job<'_> {
         let peak = precision.peak(chip).expect("a precision that the chip has");
         let unmeasured = self.efficiency(Efficiency::Unmeasured);
         let share = match precision {
-            Precision::Bf16 => chip.gemm_bf16.unwrap_or(unmeasured),
-            Precision::Fp8 => chip.gemm_fp8.unwrap_or(unmeasured),
+            Precision::Bf16 => chip.gemm_bf16.or(chip.gemm_fp8).unwrap_or(unmeasured),
+            Precision::Fp8 => chip.gemm_fp8.or(chip.gemm_bf16).unwrap_or(unmeasured),
             Precision::Fp4 => self.efficiency(Efficiency::MatmulFp4),
         };
         let clocks = match chip.fp8 {

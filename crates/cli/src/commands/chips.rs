@@ -19,6 +19,7 @@ use serde_json::json;
 
 use super::{print, print_json};
 use crate::failure::{Failure, Outcome};
+use crate::numbers::parse_positive;
 use crate::settings::Settings;
 use crate::small_text;
 use budget::Budget;
@@ -156,12 +157,5 @@ fn rent(text: &str) -> Result<(String, f64), String> {
     let (name, dollars) = text
         .split_once('=')
         .ok_or("write a chip and dollars per hour, as h20=1.1")?;
-    Ok((name.to_string(), positive(dollars)?))
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
-        _ => Err(format!("{text:?} is not a number above 0")),
-    }
+    Ok((name.to_string(), parse_positive(dollars)?))
 }

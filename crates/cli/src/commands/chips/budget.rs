@@ -1,27 +1,30 @@
 //! What one sum of money trains on each chip.
 
+use std::cell::RefCell;
+
 use clap::Args;
-use plan::budget::{BudgetRow, SHARE_OF_PEAK, budget_rows, default_achieved};
+use plan::budget::{BudgetRow, SHARE_OF_PEAK, budget_rows, default_achieved, planned_achieved};
 use plan::export;
 use plan::interval::Interval;
 use plan::quantity::{Dollars, FlopsPerToken, Tokens};
+use plan::shape::Shape;
 use serde_json::{Value, json};
 
+use super::Day;
 use super::facts::tidy;
 use super::selection::Selection;
 use super::table::{WIDTH, left_out, wrapped};
-use super::{Day, positive};
 use crate::commands::{print, print_json};
 use crate::failure::{Failure, Outcome};
 use crate::model_choice;
-use crate::numbers::counted;
+use crate::numbers::{counted, parse_positive};
 use crate::plain::plain;
 use crate::settings::Settings;
 
 #[derive(Args, Debug)]
 pub struct Budget {
     /// Show what this many dollars train on each chip at its rent
-    #[arg(long, value_name = "USD", value_parser = positive)]
+    #[arg(long, value_name = "USD", value_parser = parse_positive)]
     budget: Option<f64>,
     /// A model to train with the budget: a preset (`bruchteil plan --list`), a config.json, a
     /// Hugging Face folder, a GGUF file, or the TOML file of a run
@@ -31,12 +34,23 @@ pub struct Budget {
     #[arg(long, value_name = "N", default_value_t = 4096, requires = "model")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     seq_len: u64,
+    /// Chips that train it together
+    #[arg(long, value_name = "N", default_value_t = 1024, requires = "model")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1 << 17))]
+    together: u64,
+}
+
+/// A model, and how it is trained.
+struct Trained {
+    shape: Shape,
+    seq_len: u64,
+    together: u64,
 }
 
 /// A budget, and what a token of its model takes.
 pub struct Purse {
     budget: Dollars,
-    per_token: Option<FlopsPerToken>,
+    model: Option<Trained>,
 }
 
 impl Budget {
@@ -45,16 +59,14 @@ impl Budget {
         let Some(budget) = self.budget else {
             return Ok(None);
         };
-        let per_token = match &self.model {
-            None => None,
-            Some(model) => {
-                let shape = model_choice::choose(model)?.shape;
-                Some(shape.training_flops(self.seq_len, true, true))
-            }
-        };
+        let chosen = self.model.as_deref().map(model_choice::choose);
         Ok(Some(Purse {
             budget: Dollars(budget),
-            per_token,
+            model: chosen.transpose()?.map(|chosen| Trained {
+                shape: chosen.shape,
+                seq_len: self.seq_len,
+                together: self.together,
+            }),
         }))
     }
 }
@@ -62,7 +74,21 @@ impl Budget {
 impl Purse {
     pub fn show(&self, selection: &Selection<'_>, day: &Day, settings: &Settings) -> Outcome {
         let chips = selection.taken.iter().map(|entry| entry.chip);
-        let rows = budget_rows(chips, self.budget, default_achieved);
+        let rows = match &self.model {
+            None => budget_rows(chips, self.budget, default_achieved),
+            Some(model) => {
+                let total = selection.taken.len() as u64;
+                let progress = RefCell::new((0, settings.ui().start("chips", total)));
+                budget_rows(chips, self.budget, |chip| {
+                    let (done, bar) = &mut *progress.borrow_mut();
+                    bar.update(*done, &format!("planning on {}", chip.key));
+                    *done += 1;
+                    // Of a chip without a price nothing would be shown.
+                    chip.hourly?;
+                    planned_achieved(chip, model.together, &model.shape, model.seq_len)
+                })
+            }
+        };
         if settings.json {
             return print_json(&self.json(&rows, selection, day));
         }
@@ -70,7 +96,34 @@ impl Purse {
     }
 
     fn tokens(&self, row: &BudgetRow<'_>) -> Option<Interval<Tokens>> {
-        self.per_token.and_then(|per_token| row.tokens(per_token))
+        self.per_token().and_then(|per_token| row.tokens(per_token))
+    }
+
+    fn per_token(&self) -> Option<FlopsPerToken> {
+        let model = self.model.as_ref()?;
+        Some(model.shape.training_flops(model.seq_len, true, true))
+    }
+
+    /// How the operations of a chip were found.
+    fn reached(&self) -> String {
+        let rents = "Rents are the catalogue's, on demand: `bruchteil chips NAME` says whose; \
+                     --rent gives another.";
+        match &self.model {
+            Some(model) => format!(
+                "Every chip as {} of them train the model with their fastest layout, in 8 bits \
+                 where they can, by the model of a step that `bruchteil plan` has; where the \
+                 catalogue names no link between machines, 400 Gbit/s a chip are taken, which few \
+                 rented consumer cards have. {rents}",
+                model.together
+            ),
+            None => format!(
+                "Every chip is taken to reach {:.1} % of its 16-bit peak, the share that \
+                 DeepSeek-V3 published for the H800 (arXiv 2505.09343), or as much less or more \
+                 as its best measured matrix product is below or above the H100's; --model \
+                 reckons with a model, its memory and the links. {rents}",
+                100.0 * SHARE_OF_PEAK
+            ),
+        }
     }
 
     fn json(&self, rows: &[BudgetRow<'_>], selection: &Selection<'_>, day: &Day) -> Value {
@@ -94,8 +147,9 @@ impl Purse {
         });
         json!({
             "budget_usd": self.budget,
-            "share_of_bf16_peak": SHARE_OF_PEAK,
-            "flops_per_token": self.per_token,
+            "share_of_bf16_peak": self.model.is_none().then_some(SHARE_OF_PEAK),
+            "chips_together": self.model.as_ref().map(|model| model.together),
+            "flops_per_token": self.per_token(),
             "as_of": day.date,
             "disclaimer": export::DISCLAIMER,
             "rows": rows.collect::<Vec<Value>>(),
@@ -128,18 +182,7 @@ impl Purse {
             lines.push(format!("{key:<12} {class:>8} {}", self.cells(row)));
         }
         lines.push(String::new());
-        let remarks = [
-            left_out(selection),
-            format!(
-                "Every chip is taken to reach {:.1} % of its 16-bit peak, the share that \
-                 DeepSeek-V3 published for the H800 (arXiv 2505.09343), or as much less or more \
-                 as its best measured matrix product is below or above the H100's; a slow link or \
-                 little memory costs further. Rents are the catalogue's, on demand: `bruchteil \
-                 chips NAME` says whose; --rent gives another.",
-                100.0 * SHARE_OF_PEAK
-            ),
-            day.remark(),
-        ];
+        let remarks = [left_out(selection), self.reached(), day.remark()];
         lines.extend(remarks.iter().flat_map(|remark| wrapped(remark, WIDTH)));
         lines.join("\n") + "\n"
     }

@@ -6,7 +6,8 @@ use plan::date::Date;
 use plan::export::{ClassFilter, Verdict};
 use plan::quantity::Bytes;
 
-use super::{Entry, positive};
+use super::Entry;
+use crate::numbers::parse_positive;
 
 #[derive(Args, Debug)]
 pub struct Filter {
@@ -17,10 +18,10 @@ pub struct Filter {
     #[arg(long, value_name = "MARKET", value_parser = market)]
     market: Option<Market>,
     /// Only with at least this total processing performance, such as 4800
-    #[arg(long, value_name = "TPP", value_parser = positive)]
+    #[arg(long, value_name = "TPP", value_parser = parse_positive)]
     min_tpp: Option<f64>,
     /// Only with at least this memory in GB
-    #[arg(long, value_name = "GB", value_parser = positive)]
+    #[arg(long, value_name = "GB", value_parser = parse_positive)]
     min_memory: Option<f64>,
     /// Only of this class on the day of --date: 3a090.a, 3a090.b, 3a090 (any), outside, none or
     /// unknown

@@ -156,7 +156,7 @@ fn results(plan: &Plan) -> String {
         .into_iter()
         .map(|line| (line.name, line.value))
         .collect();
-    let caption = "In brackets from low to high. Nine in ten published steps lie in the interval \
+    let caption = "In brackets from low to high. Nineteen in twenty published steps lie in the interval \
                    that is predicted of them.";
     figure("Results with their intervals", &table(&rows), caption)
 }
