@@ -38,7 +38,8 @@ impl BudgetRow<'_> {
     pub fn missing(&self) -> Option<&'static str> {
         match (self.chip_time, self.achieved) {
             (None, _) => Some("price unknown"),
-            (_, None) => Some("cannot, or too little known"),
+            (_, None) if self.chip.bf16.is_none() => Some("throughput unknown"),
+            (_, None) => Some("cannot hold the model"),
             _ => None,
         }
     }

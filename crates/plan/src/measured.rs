@@ -124,14 +124,14 @@ pub fn software(name: &str) -> Result<Software, Error> {
     let all = softwares();
     all.get(name).copied().ok_or_else(|| {
         let near = nearest(name, all.keys().map(String::as_str));
-        let near = match near.as_slice() {
-            [] => all.keys().cloned().collect(),
-            _ => near,
+        let offer = match near.as_slice() {
+            [] => {
+                let all: Vec<&str> = all.keys().map(String::as_str).collect();
+                format!("there are {}", all.join(", "))
+            }
+            near => format!("nearest: {}", near.join(", ")),
         };
-        let message = format!(
-            "no software is called {name:?}; there is {}",
-            near.join(", ")
-        );
+        let message = format!("no software is called {name:?}; {offer}");
         Error::asked("software", message)
     })
 }

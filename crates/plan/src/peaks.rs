@@ -1,6 +1,6 @@
 //! Measured peaks of memory, `data/memory.csv`, beside what is predicted: 8 B200, BF16, one
-//! sequence of 4,096 tokens a micro-batch, so many leading layers of a model, two on each stage where there
-//! are two stages. Peaks of `max_memory_allocated`: github.com/MooreThreads/SimuMax
+//! sequence of 4,096 tokens a micro-batch, so many leading layers of a model, two on each stage
+//! where there are two stages. Peaks of `max_memory_allocated`: github.com/MooreThreads/SimuMax
 //! docs/b200/b200_release_v1.2_summary.md @1b8ca90b.
 
 use serde::{Deserialize, Serialize};
