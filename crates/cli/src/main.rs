@@ -13,6 +13,7 @@ mod failure;
 mod folder;
 mod generation;
 mod gguf_tokenizer;
+mod lines;
 mod memory;
 mod model_choice;
 mod numbers;

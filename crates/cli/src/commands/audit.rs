@@ -1,7 +1,5 @@
 //! `audit`: whether a claim about computing can be true.
 
-use std::fs::{self, File};
-use std::io::Read;
 use std::path::Path;
 
 use clap::Args;
@@ -11,13 +9,13 @@ use serde::Serialize;
 
 use super::{print, print_json};
 use crate::failure::{Failure, Outcome};
+use crate::lines::WIDTH;
 use crate::model_choice;
 use crate::numbers::parse;
 use crate::plain::plain;
 use crate::settings::Settings;
+use crate::small_text;
 
-/// Columns of the screen.
-const WIDTH: usize = 100;
 /// Stands for " %" while lines are broken: as wide, and no place to break.
 const GLUED: &str = "\u{e000}%";
 /// Bytes of a claim's file at most.
@@ -232,20 +230,7 @@ fn named(name: &str) -> Result<Audit, Failure> {
 }
 
 fn from_file(path: &Path) -> Result<Claim, Failure> {
-    let refused = |cause: &str| Failure::input(path, cause, "give a TOML file with a claim");
-    // Before it is opened, since opening a pipe waits for a writer.
-    let regular = fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
-    if !regular {
-        return Err(refused("not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|error| refused(&error.to_string()))?;
-    let read = file.take(LARGEST_CLAIM + 1).read_to_end(&mut bytes);
-    read.map_err(|error| refused(&error.to_string()))?;
-    if bytes.len() as u64 > LARGEST_CLAIM {
-        return Err(refused("larger than any claim"));
-    }
-    let text = String::from_utf8(bytes).map_err(|_| refused("not UTF-8"))?;
+    let text = small_text::read(path, LARGEST_CLAIM, "give a TOML file with a claim")?;
     audit::from_toml(&path.display().to_string(), &text).map_err(|error| {
         let advice = "mend that part of the claim; nothing was reckoned";
         Failure::new(crate::failure::BAD_INPUT, error, advice)

@@ -24,7 +24,6 @@ use crate::settings::Settings;
 use crate::small_text;
 use budget::Budget;
 use selection::{Filter, Selection};
-pub use table::{WIDTH, wrapped};
 
 /// A catalogue of chips is small; a larger file is none.
 const LARGEST_CATALOGUE: u64 = 16 << 20;

@@ -5,8 +5,9 @@ use plan::export::{Precision, VERSIONS, classify, total_processing_performance};
 use plan::quantity::{BytesPerSecond, FlopsPerSecond};
 
 use super::facts::shown;
-use super::table::{WIDTH, fixed, wrapped};
+use super::table::fixed;
 use super::{Day, Entry};
+use crate::lines::{WIDTH, wrapped};
 use crate::plain::plain;
 
 /// Where values begin.

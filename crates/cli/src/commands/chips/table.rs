@@ -1,5 +1,6 @@
 //! Chips as a table that fits a terminal of 100 columns.
 
+use crate::lines::{WIDTH, wrapped};
 use plan::chip::Chip;
 use plan::export::{Classification, Review, Verdict};
 
@@ -7,9 +8,6 @@ use super::facts::shown;
 use super::selection::Selection;
 use super::{Day, Entry};
 use crate::plain::plain;
-
-/// Columns of a terminal that lines keep within.
-pub const WIDTH: usize = 100;
 
 /// A column: its title and its width; the first is set to the left.
 const COLUMNS: [(&str, usize); 14] = [
@@ -112,19 +110,4 @@ fn month(chip: &Chip) -> String {
 /// With this many digits behind the point.
 pub fn fixed(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "-".to_string(), |value| format!("{value:.digits$}"))
-}
-
-/// Lines of at most this width, broken between words; a longer word stands alone.
-pub fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_string()),
-        }
-    }
-    lines
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::answer::Answer;
 use super::words;
-use crate::commands::chips::{WIDTH, wrapped};
+use crate::lines::{WIDTH, wrapped};
 use crate::numbers::{counted, grouped, short, spanned};
 use crate::plain::plain;
 

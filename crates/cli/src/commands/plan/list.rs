@@ -3,9 +3,9 @@
 use plan::preset::{self, Preset};
 use serde_json::{Value, json};
 
-use crate::commands::chips::{WIDTH, wrapped};
 use crate::commands::{print, print_json};
 use crate::failure::Outcome;
+use crate::lines::{WIDTH, wrapped};
 use crate::settings::Settings;
 
 pub fn show(settings: &Settings) -> Outcome {

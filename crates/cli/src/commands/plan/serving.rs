@@ -16,14 +16,13 @@ use serde::Serialize;
 
 use crate::commands::{print, print_json};
 use crate::failure::{Failure, Outcome};
+use crate::lines::{WIDTH, wrapped};
 use crate::memory::shown;
 use crate::plain::plain;
 use crate::settings::Settings;
 
 /// What DeepSeek serves on; taken where no chip is named.
 const USUAL_CHIP: &str = "h800";
-/// Of a line.
-const COLUMNS: usize = 100;
 
 /// What users do, and on which chips; the defaults are DeepSeek's day of 2025-02-27.
 #[derive(Args, Clone, Debug)]
@@ -345,7 +344,7 @@ fn explained(origins: &[Origin]) -> String {
     for origin in origins {
         let _ = writeln!(text, "{}: {}", origin.name, plain(&origin.value));
         for line in [&origin.formula, &origin.source] {
-            for part in wrapped(&plain(line), COLUMNS - 4) {
+            for part in wrapped(&plain(line), WIDTH - 4) {
                 let _ = writeln!(text, "    {part}");
             }
         }
@@ -355,22 +354,7 @@ fn explained(origins: &[Origin]) -> String {
 
 /// Lines of a terminal, with an end.
 fn paragraph(text: &str) -> String {
-    wrapped(text, COLUMNS).join("\n") + "\n"
-}
-
-/// Lines of at most so many characters, broken at spaces.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_string()),
-        }
-    }
-    lines
+    wrapped(text, WIDTH).join("\n") + "\n"
 }
 
 fn here_in_words(

@@ -6,7 +6,7 @@ use plan::training::{Alternative, Plan};
 
 use super::answer::Answer;
 use super::words;
-use crate::commands::chips::{WIDTH, wrapped};
+use crate::lines::{WIDTH, wrapped};
 use crate::numbers::{amount, counted, grouped, short, spanned};
 use crate::plain::plain;
 
