@@ -13,7 +13,7 @@ use crate::quantity::{
 /// thousand days of nodes with eight chips (arXiv 2410.21680).
 pub const FAILURES_PER_CHIP_DAY: Interval<f64> = Interval {
     low: 2.9e-4,
-    mid: 4.74e-4,
+    mid: 4.736e-4,
     high: 8.1e-4,
 };
 
@@ -21,7 +21,7 @@ pub const FAILURES_PER_CHIP_DAY: Interval<f64> = Interval {
 /// The fast ends explain Llama 3's "over 90 %" of effective time on 16,384 chips.
 pub const CHECKPOINT: Interval<Seconds> = Interval {
     low: Seconds(10.0),
-    mid: Seconds(20.0),
+    mid: Seconds(30.0),
     high: Seconds(60.0),
 };
 pub const RESTART: Interval<Seconds> = Interval {
@@ -31,12 +31,12 @@ pub const RESTART: Interval<Seconds> = Interval {
 };
 
 /// Watts drawn from the wall per watt of a chip's rating, host and network included, cooling of the
-/// building not. Measured: StarCoder 280 W of 400 (chips alone, arXiv 2305.06161), Olmo 3 624 to
-/// 649 W of 700 all in, BLOOM 400 W of 400 all in (arXiv 2211.02001).
+/// building not: Olmo 3, 624 to 649 W an H100-hour of 700; BLOOM, 400 W an A100-hour of 400 (arXiv
+/// 2211.02001).
 pub const POWER_SHARE: Interval<f64> = Interval {
-    low: 0.7,
-    mid: 0.91,
-    high: 1.05,
+    low: 0.891,
+    mid: 0.927,
+    high: 1.0,
 };
 
 /// A run.
@@ -57,7 +57,7 @@ pub struct Campaign {
     pub cost_usd: Option<Interval<f64>>,
 }
 
-/// Goodput of so many chips: what saving and coming back leave (first order, so at least 0).
+/// Goodput of so many chips: what saving and coming back leave.
 pub struct Failures {
     pub between: Interval<Seconds>,
     pub checkpoint_every: Interval<Seconds>,
@@ -89,13 +89,17 @@ struct Case {
 }
 
 impl Case {
+    /// Of each interval between checkpoints the saving is lost; of each time between failures the
+    /// way back and, on average, half an interval that is done again.
     fn new(between: Seconds, save: Seconds, restart: Seconds) -> Case {
-        let every = Seconds((2.0 * save.0 * between.0).sqrt());
-        let lost = save / every + every / between / 2.0 + restart / between;
+        // Young's formula, as far as there is time to save at all.
+        let every = Seconds((2.0 * save.0 * between.0).sqrt()).max(save * 2.0);
+        let saved = 1.0 - save / every;
+        let kept = between / (between + restart + every / 2.0);
         Case {
             between,
             every,
-            goodput: (1.0 - lost).max(0.0),
+            goodput: saved * kept,
         }
     }
 }
@@ -111,12 +115,10 @@ impl Campaign {
     ) -> Campaign {
         let failures = Failures::of(cluster.chips);
         let goodput = failures.goodput;
-        // Where nothing is left, the run never ends.
-        let slowest = rate.low * goodput.low.max(1e-9);
         let time = Interval::new(
             tokens / (rate.high * goodput.high),
-            tokens / (rate.mid * goodput.mid.max(1e-9)),
-            tokens / slowest,
+            tokens / (rate.mid * goodput.mid),
+            tokens / (rate.low * goodput.low),
         );
         let held: Interval<ChipSeconds> = time.map(|time| Chips(cluster.chips as f64) * time);
         let energy = cluster.chip.power.map(|power| {
@@ -149,17 +151,18 @@ mod tests {
 
     #[test]
     fn goodput_is_the_published_arithmetic() {
-        // planning: with 60 s a checkpoint and 10 min a restart 4.3 % are lost on 2,048 chips at
-        // Llama 3's rate, one failure in 24.7 hours; with 10 s and 5 min 6.9 % on 16,384 (3.09 h).
+        // To first order 4.3 % are lost with 60 s a checkpoint and 10 min a restart on 2,048 chips
+        // at Llama 3's rate, one failure in 24.7 hours; with 10 s and 5 min 6.9 % on 16,384 (3.09
+        // h). The products here lose a little less.
         let case = Case::new(Seconds::from_hours(24.7), Seconds(60.0), Seconds(600.0));
         assert!(
-            (1.0 - case.goodput - 0.043).abs() < 5e-4,
+            (1.0 - case.goodput - 0.043).abs() < 4e-3,
             "{}",
             case.goodput
         );
         let case = Case::new(Seconds::from_hours(3.09), Seconds(10.0), Seconds(300.0));
         assert!(
-            (1.0 - case.goodput - 0.069).abs() < 5e-4,
+            (1.0 - case.goodput - 0.069).abs() < 4e-3,
             "{}",
             case.goodput
         );

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Efficiency {
-    /// Products on chips since 2022, which lower their clocks under load, of what they would reach.
+    /// Products on chips since the H100, which lower their clocks under load, of what they would
+    /// reach.
     Clocks,
     /// Dense products in 4 bits, of the peak.
     MatmulFp4,
@@ -38,12 +39,10 @@ pub enum Efficiency {
     Launch,
     /// Of what could be hidden behind compute, the share that is not.
     Exposed,
-    /// Share of a chip's processors that experts' exchanges keep where compute goes on beside them.
-    ExchangeProcessors,
 }
 
 impl Efficiency {
-    pub const ALL: [Efficiency; 15] = [
+    pub const ALL: [Efficiency; 14] = [
         Efficiency::Clocks,
         Efficiency::MatmulFp4,
         Efficiency::Tail,
@@ -58,7 +57,6 @@ impl Efficiency {
         Efficiency::Kernel,
         Efficiency::Launch,
         Efficiency::Exposed,
-        Efficiency::ExchangeProcessors,
     ];
 }
 

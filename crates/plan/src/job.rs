@@ -136,6 +136,12 @@ pub struct Job<'a> {
 /// 400 Gbit/s: what is taken where the catalogue names no link between machines.
 const USUAL_SCALE_OUT: BytesPerSecond = BytesPerSecond(50e9);
 
+/// Chips with 8-bit floats, and all that came after them; not the A800, which is an A100.
+fn lowers_its_clocks(chip: &Chip) -> bool {
+    let since = chip.launch.is_some_and(|launch| launch.year() >= 2023);
+    chip.fp8.is_some() || since
+}
+
 impl Cluster {
     pub fn new(chip: Chip, chips: u64) -> Cluster {
         Cluster { chip, chips }
@@ -185,9 +191,10 @@ impl Job<'_> {
             Precision::Fp8 => chip.gemm_fp8.or(chip.gemm_bf16).unwrap_or(unmeasured),
             Precision::Fp4 => self.efficiency(Efficiency::MatmulFp4),
         };
-        let clocks = match chip.fp8 {
-            Some(_) => self.efficiency(Efficiency::Clocks),
-            None => 1.0,
+        let clocks = if lowers_its_clocks(chip) {
+            self.efficiency(Efficiency::Clocks)
+        } else {
+            1.0
         };
         peak * share * clocks
     }

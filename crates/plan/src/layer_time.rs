@@ -4,7 +4,7 @@ use crate::efficiency::Efficiency;
 use crate::job::{AttentionKernel, Job, Precision};
 use crate::layout::Recompute;
 use crate::quantity::{Bytes, Flops, FlopsPerSecond, Seconds};
-use crate::shape::{Attention, Layer, Part, Product, Split};
+use crate::shape::{Attention, Experts, Layer, Part, Product, Split};
 
 /// Rows and columns of what one processor of a chip works out at a time, and how many work at once:
 /// usual figures of accelerators with about 130 processors.
@@ -94,6 +94,10 @@ pub fn layer_time(job: &Job, layer: &Layer) -> LayerTime {
     let [core, core_backward] = attention_core(job, &layer.attention);
     time.forward.add(&core, 1.0);
     time.backward.add(&core_backward, 1.0);
+    let ring = context_exchange(job, layer, 1.0, &core);
+    time.forward.add(&ring, 1.0);
+    let ring = context_exchange(job, layer, 2.0, &core_backward);
+    time.backward.add(&ring, 1.0);
     let [moved, moved_backward] = elementwise(job, layer);
     time.forward.add(&moved, 1.0);
     time.backward.add(&moved_backward, 1.0);
@@ -296,7 +300,7 @@ fn elementwise(job: &Job, layer: &Layer) -> [Work; 2] {
 }
 
 /// Of one pass: tensor parallelism gathers and scatters the stream around attention and around a
-/// dense feed-forward half; context parallelism passes keys and values round.
+/// dense feed-forward half.
 fn tensor_exchange(job: &Job, layer: &Layer) -> Work {
     let hidden = job.shape.hidden_size as f64;
     let layout = &job.layout;
@@ -316,14 +320,25 @@ fn tensor_exchange(job: &Job, layer: &Layer) -> Work {
             time
         };
     }
-    if layout.cp > 1 {
-        let values = layer.attention.num_kv_heads() as f64 * head_width(&layer.attention);
-        let bytes = 2.0 * values / layout.tp as f64 * job.tokens() * (layout.cp - 1) as f64;
-        let time = Bytes(bytes) / job.link_rate(layout.tp * layout.cp);
-        exposed += time * job.efficiency(Efficiency::Exposed);
-    }
     Work {
         tensor: exposed,
+        ..Work::default()
+    }
+}
+
+/// Context parallelism passes keys and values round, and in the backward their gradients too; the
+/// core of attention hides it, as far as it takes as long.
+fn context_exchange(job: &Job, layer: &Layer, passes: f64, core: &Work) -> Work {
+    let layout = &job.layout;
+    if layout.cp == 1 {
+        return Work::default();
+    }
+    let values = layer.attention.num_kv_heads() as f64 * head_width(&layer.attention);
+    let bytes = 2.0 * values / layout.tp as f64 * job.tokens() * (layout.cp - 1) as f64;
+    let time = Bytes(passes * bytes) / job.link_rate(layout.tp * layout.cp);
+    let hidden = time.min(core.attention);
+    Work {
+        tensor: time - hidden + hidden * job.efficiency(Efficiency::Exposed),
         ..Work::default()
     }
 }
@@ -334,6 +349,23 @@ fn head_width(attention: &Attention) -> f64 {
         Attention::Mla(mla) => (mla.qk_head_dim() + mla.v_head_dim) as f64,
         Attention::Grouped(grouped) => 2.0 * grouped.head_dim as f64,
     }
+}
+
+/// Distinct domains, of those that share the experts, in which a token's experts stand: chosen
+/// evenly among the domains of the groups that it is limited to.
+fn domains_met(experts: &Experts, domains: f64) -> f64 {
+    let active = experts.active as f64;
+    let reached = |among: f64| among * (1.0 - (1.0 - 1.0 / among).powf(active));
+    let Some([groups, chosen]) = experts.groups.map(|groups| groups.map(|n| n as f64)) else {
+        return reached(domains);
+    };
+    if domains >= groups {
+        // A group is several domains.
+        return reached(chosen * domains / groups);
+    }
+    // A domain holds several groups: those of the chosen groups, as if drawn one by one.
+    let among = domains * (1.0 - (1.0 - 1.0 / domains).powf(chosen));
+    reached(among.max(1.0))
 }
 
 /// Of one pass: tokens go to their experts and what these make of them comes back.
@@ -355,12 +387,11 @@ fn expert_exchange(job: &Job, layer: &Layer) -> Work {
     let domains = ep.div_ceil(job.cluster.domain()) as f64;
     let mut time = up;
     if domains > 1.0 {
-        let mut met = active * (1.0 - 1.0 / domains);
-        if job.software.deduplicated {
-            met = domains * (1.0 - (1.0 - 1.0 / domains).powf(active));
-            met = met.min(experts.groups_per_token.unwrap_or(experts.active) as f64);
-            met *= 1.0 - 1.0 / domains;
-        }
+        let met = if job.software.deduplicated {
+            domains_met(experts, domains) * (1.0 - 1.0 / domains)
+        } else {
+            active * (1.0 - 1.0 / domains)
+        };
         let bytes = Bytes(tokens * met * hidden * width);
         let out = bytes / job.link_rate(job.cluster.domain() + 1);
         time = up.max(out);

@@ -19,8 +19,8 @@ pub struct Layout {
     pub ep: u64,
     /// Chips that share one sequence.
     pub cp: u64,
-    /// ZeRO: 0 nothing is sharded over data parallelism, 1 the optimizer's state, 2 gradients
-    /// too, 3 weights too (FSDP).
+    /// ZeRO: 0 nothing is sharded over data parallelism, 1 the optimizer's state, 2 gradients too
+    /// (which still leave once a step, with its last micro-batch), 3 weights too (FSDP).
     pub zero: u64,
     pub schedule: Schedule,
     /// Parts of the model on each stage (virtual pipeline); 1 unless interleaved.

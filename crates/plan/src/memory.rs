@@ -21,8 +21,8 @@ pub struct Memory {
     pub activations: Bytes,
     /// Logits and their gradients, on the stage that has the head.
     pub logits: Bytes,
-    /// The largest gradient of a matrix outside the experts in f32, before it is added; gate and up
-    /// are one matrix.
+    /// The largest gradient of a matrix outside the experts in f32, before it is added (gate and up
+    /// are one matrix); with ZeRO 3 what is gathered of a layer, too.
     pub workspace: Bytes,
     /// Weights outside the experts that the chip works with.
     #[serde(skip)]
@@ -85,6 +85,15 @@ fn of_stage(job: &Job, units: &[Unit], held: &[usize], stage: u64) -> Memory {
     let mut memory = states(job, dense, expert, copies);
     memory.activations = Bytes(kept * job.tokens() * in_flight);
     memory.workspace = Bytes(4.0 * largest);
+    if layout.zero == 3 {
+        // A unit's weights whole, those of the next on their way, and its gradients.
+        let unit = held.iter().map(|&unit| {
+            let [dense, expert] = parameters(job, &units[unit].kind);
+            dense + expert
+        });
+        let unit = unit.fold(0.0, f64::max);
+        memory.workspace += Bytes((2.0 * 2.0 + job.software.gradient_bytes as f64) * unit);
+    }
     let has = |wanted: fn(&UnitKind) -> bool| held.iter().any(|&unit| wanted(&units[unit].kind));
     if has(|kind| matches!(kind, UnitKind::Head)) {
         // In 16 bits, and their gradient in f32.
@@ -181,7 +190,8 @@ fn in_flight(job: &Job, stage: u64) -> f64 {
     let (pp, chunks) = (layout.pp as f64, layout.chunks as f64);
     let most = match layout.schedule {
         Schedule::OneForwardOneBackward | Schedule::Zb1p => pp - stage as f64,
-        Schedule::Interleaved => pp + (pp - 1.0) / chunks - stage as f64,
+        // In chunks: 2 (p - stage - 1) + (v - 1) p + 1, of v to a stage.
+        Schedule::Interleaved => (2.0 * (pp - stage as f64) - 1.0 + (chunks - 1.0) * pp) / chunks,
         Schedule::DualPipe => pp + 1.0,
     };
     most.min(rounds)

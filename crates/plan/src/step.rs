@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::efficiency::Efficiency;
 use crate::error::Error;
-use crate::job::{Job, Precision};
+use crate::job::Job;
 use crate::layer_time::LayerTime;
 use crate::layout::{Layout, Schedule};
 use crate::memory::{self, Memory};
@@ -273,9 +273,8 @@ impl Stage {
         if !job.software.overlap_experts || (one_way && job.layout.pp > 1) {
             return exchange;
         }
-        let slowed = compute / (1.0 - job.efficiency(Efficiency::ExchangeProcessors));
-        let hidden = slowed.min(exchange);
-        slowed.max(exchange) - compute + hidden * job.efficiency(Efficiency::Exposed)
+        let hidden = compute.min(exchange);
+        compute.max(exchange) - compute + hidden * job.efficiency(Efficiency::Exposed)
     }
 
     /// Forward and backward of one micro-batch, one after the other.
@@ -344,7 +343,7 @@ fn between_stages(job: &Job, rounds: f64) -> Seconds {
     if job.software.scattered {
         values /= layout.tp as f64;
     }
-    let once = Bytes(2.0 * values) / job.link_rate(job.cluster.domain().min(job.cluster.chips) + 1);
+    let once = Bytes(2.0 * values) / job.link_rate(job.cluster.chips);
     let sent = once * (2.0 * rounds * layout.chunks as f64);
     if job.software.overlap_tensor {
         sent * job.efficiency(Efficiency::Exposed)
@@ -370,19 +369,21 @@ fn data_exchange(job: &Job, memory: &Memory, parts: &Parts) -> Seconds {
     let expert = group_exchange(job, memory.expert_parameters, layout.expert_dp(chips));
     let per_byte = dense + expert;
     let gradient = job.software.gradient_bytes as f64;
+    // Weights travel rounded as products take them.
+    let weight = job.precision.bytes().max(1.0);
     if layout.zero == 3 {
         // Weights are gathered for each pass of each micro-batch; gradients leave once each.
-        let bytes = 2.0 * 2.0 + gradient;
+        let bytes = 2.0 * weight + gradient;
         let all = per_byte * (bytes * rounds);
         let compute = parts.matmul + parts.attention + parts.elementwise + parts.tensor;
         return hidden_behind(job, all, compute);
     }
-    let weight = if job.precision == Precision::Bf16 {
-        2.0
-    } else {
-        1.0
+    let bytes = match layout.zero {
+        // All-reduced, and every chip keeps all weights.
+        0 => 2.0 * gradient,
+        _ => gradient + weight,
     };
-    let all = per_byte * (gradient + weight);
+    let all = per_byte * bytes;
     // The last backward pass hides the gradients, the next first forward pass the weights.
     let compute = parts.matmul + parts.attention + parts.elementwise;
     hidden_behind(job, all, compute / rounds)

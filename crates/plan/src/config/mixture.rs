@@ -191,7 +191,7 @@ impl Mixture {
             width,
             shared_width,
             router_vectors,
-            groups_per_token: if by_groups {
+            groups: if by_groups {
                 groups(fields, routed)?
             } else {
                 None
@@ -200,11 +200,11 @@ impl Mixture {
     }
 }
 
-/// Of how many groups a token's experts may be, where that limits them.
-fn groups(fields: &Fields, routed: u64) -> Result<Option<u64>, Error> {
+/// Groups of experts, and of how many of them a token's may be, where that limits them.
+fn groups(fields: &Fields, routed: u64) -> Result<Option<[u64; 2]>, Error> {
     let groups = fields.or("n_group", &(1..=routed), 1)?;
     let open = fields.or("topk_group", &(1..=groups), groups)?;
-    Ok((open < groups).then_some(open))
+    Ok((open < groups).then_some([groups, open]))
 }
 
 /// The number of experts, 0 where the model is dense.

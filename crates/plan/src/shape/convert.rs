@@ -108,6 +108,6 @@ fn experts(moe: &Moe) -> Experts {
         } else {
             0
         },
-        groups_per_token: limited.then_some(moe.topk_group as u64),
+        groups: limited.then_some([moe.n_group as u64, moe.topk_group as u64]),
     }
 }

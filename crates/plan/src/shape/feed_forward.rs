@@ -27,9 +27,8 @@ pub struct Experts {
     pub shared_width: u64,
     /// Numbers of the router besides its matrix, such as a bias of selection.
     pub router_vectors: u64,
-    /// Of how many groups (machines, where they are laid out so) a token's experts may be; `None`:
-    /// of any.
-    pub groups_per_token: Option<u64>,
+    /// Groups of experts, and of how many of them a token's may be; `None`: of any.
+    pub groups: Option<[u64; 2]>,
 }
 
 impl FeedForward {

@@ -213,7 +213,7 @@ fn of_part(name: &str) -> (&'static str, Vec<Efficiency>) {
         ),
         "expert exchange" => (
             "bytes to and from experts on other chips / (link x share), less what is hidden",
-            vec![E::ScaleUp, E::ScaleOut, E::Exposed, E::ExchangeProcessors],
+            vec![E::ScaleUp, E::ScaleOut, E::Exposed],
         ),
         "between stages" => (
             "bytes of the stream passed on / (link x share)",
