@@ -62,22 +62,32 @@ pub struct Failures {
     pub between: Interval<Seconds>,
     pub checkpoint_every: Interval<Seconds>,
     pub goodput: Interval<f64>,
+    /// With failures as frequent as at Meta, and saving and coming back slow to fast.
+    pub at_usual_rate: Interval<f64>,
 }
 
 impl Failures {
     pub fn of(chips: u64) -> Failures {
-        let between = |rate: f64| Seconds::from_days(1.0) / (rate * chips as f64);
+        Failures::of_about(chips as f64)
+    }
+
+    /// The same of a number that is known within bounds, or a mean.
+    pub fn of_about(chips: f64) -> Failures {
+        let between = |rate: f64| Seconds::from_days(1.0) / (rate * chips);
         let rate = FAILURES_PER_CHIP_DAY;
         // Rare failures go with a fast way back for the best case, and the other way round.
         let best = Case::new(between(rate.low), CHECKPOINT.low, RESTART.low);
         let usual = Case::new(between(rate.mid), CHECKPOINT.mid, RESTART.mid);
         let worst = Case::new(between(rate.high), CHECKPOINT.high, RESTART.high);
+        let fast = Case::new(usual.between, CHECKPOINT.low, RESTART.low);
+        let slow = Case::new(usual.between, CHECKPOINT.high, RESTART.high);
         let mut every = [best.every, usual.every, worst.every];
         every.sort_by(|a, b| a.0.total_cmp(&b.0));
         Failures {
             between: Interval::new(worst.between, usual.between, best.between),
             checkpoint_every: Interval::new(every[0], every[1], every[2]),
             goodput: Interval::new(worst.goodput, usual.goodput, best.goodput),
+            at_usual_rate: Interval::new(slow.goodput, usual.goodput, fast.goodput),
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::step::{Step, step};
 pub struct Row {
     pub id: String,
     /// Rows that are held out together, because one nearly tells the others: the same model on the
-    /// same system, or one table.
+    /// same chip.
     pub group: String,
     pub model: String,
     pub chip: String,

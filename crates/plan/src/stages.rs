@@ -168,7 +168,7 @@ mod tests {
             precision: Precision::Fp8,
             with_mtp: false,
             layout: None,
-            software: Software::default(),
+            software: Some(Software::default()),
             price: None,
         };
         let first = plan(&request).expect("it fits");

@@ -13,7 +13,7 @@ use crate::quantity::{Bytes, DollarsPerChipSecond, Flops, Seconds, Tokens, Token
 use crate::search::{Candidate, search, smallest_cluster};
 use crate::shape::{ParameterParts, Shape};
 use crate::step::{Parts, Step, step};
-use crate::validation::STEP_SPREAD;
+use crate::validation::{STEP_SPREAD, UNKNOWN_SOFTWARE_SPREAD};
 
 /// Layouts shown besides the best.
 const ALTERNATIVES: usize = 6;
@@ -33,7 +33,8 @@ pub struct Request {
     pub with_mtp: bool,
     /// `None`: the fastest that fits.
     pub layout: Option<Layout>,
-    pub software: Software,
+    /// `None`: [`Software::default`], and wider intervals.
+    pub software: Option<Software>,
     /// `None`: what the catalogue knows.
     pub price: Option<Interval<DollarsPerChipSecond>>,
 }
@@ -149,6 +150,14 @@ fn check(request: &Request) -> Result<(), Error> {
 }
 
 impl Request {
+    /// Bounds of a step's time by its prediction.
+    pub fn spread(&self) -> Interval<f64> {
+        match self.software {
+            Some(_) => STEP_SPREAD,
+            None => UNKNOWN_SOFTWARE_SPREAD,
+        }
+    }
+
     fn job<'a>(&'a self, cluster: &'a Cluster, efficiencies: &'a Efficiencies) -> Job<'a> {
         Job {
             shape: &self.shape,
@@ -158,7 +167,7 @@ impl Request {
             precision: self.precision,
             with_mtp: self.with_mtp && self.shape.mtp_modules > 0,
             layout: self.layout.unwrap_or_default(),
-            software: self.software,
+            software: self.software.unwrap_or_default(),
             efficiencies,
         }
     }
@@ -168,7 +177,8 @@ impl Request {
         let with_mtp = self.with_mtp && self.shape.mtp_modules > 0;
         let per_token = self.shape.training_flops(self.seq_len, true, with_mtp);
         let total: Flops = per_token * self.tokens;
-        let seconds = STEP_SPREAD.map(|factor| step.seconds * factor);
+        let spread = self.spread();
+        let seconds = spread.map(|factor| step.seconds * factor);
         let in_step = Tokens((self.batch_seqs * self.seq_len) as f64);
         let rate: Interval<TokensPerSecond> = seconds.map(|seconds: Seconds| in_step / seconds);
         let price = self.price.or(self.chip.hourly);
@@ -202,7 +212,7 @@ impl Request {
             step_seconds: seconds.map(|seconds| seconds.0),
             step_parts: named(&step.parts),
             tokens_per_second_per_chip: rate.map(|rate| rate.0 / self.chips as f64),
-            mfu: STEP_SPREAD.map(|factor| step.mfu / factor),
+            mfu: spread.map(|factor| step.mfu / factor),
             campaign: Campaign::new(cluster, self.tokens, in_step, rate, price),
             alternatives: others.iter().map(Alternative::new).collect(),
         }

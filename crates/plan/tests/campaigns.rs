@@ -24,7 +24,7 @@ fn every_run_is_predicted_or_says_why_not() {
 }
 
 #[test]
-fn deepseek_s_campaigns_are_met_within_a_tenth() {
+fn large_campaigns_are_met_within_a_fifth_without_their_own_steps() {
     for id in [
         "dsv3-pre",
         "dsv3-all",
@@ -36,13 +36,14 @@ fn deepseek_s_campaigns_are_met_within_a_tenth() {
         let Outcome::Predicted(predicted) = &found.expect("a run of the list").outcome else {
             panic!("{id} is predicted");
         };
-        assert!(predicted.error().abs() < 0.1, "{id}: {}", predicted.error());
+        assert!(predicted.error().abs() < 0.2, "{id}: {}", predicted.error());
     }
 }
 
 #[test]
 fn the_spread_shown_is_that_of_the_list() {
     let found = spread_of_campaigns();
+    println!("{found:?}");
     for (shown, found) in [
         (CAMPAIGN_SPREAD.low, found.low),
         (CAMPAIGN_SPREAD.mid, found.mid),

@@ -10,7 +10,7 @@ use plan::measured::{Measured, all, software};
 use plan::preset;
 use plan::search::search;
 use plan::step::{Step, step};
-use plan::validation::{STEP_SPREAD, compare};
+use plan::validation::{STEP_SPREAD, UNKNOWN_SOFTWARE_SPREAD, compare};
 
 const OWN: &str = "tp=1,pp=16,ep=64,cp=1,zero=1,schedule=dualpipe,recompute=selective";
 
@@ -40,8 +40,9 @@ fn deepseek_s_own_step() {
         step(job).unwrap()
     });
     // arXiv 2505.09343 Table 4: 19.926 s, of which 2.06 s are bubble and 0.29 s optimizer.
+    // Its slowdown, which this one step tells, is drawn half of the way towards none.
     assert!(
-        (own.seconds.0 / 19.926 - 1.0).abs() < 0.05,
+        (own.seconds.0 / 19.926 - 1.0).abs() < 0.08,
         "{}",
         own.seconds.0
     );
@@ -213,6 +214,28 @@ fn published_steps_are_met_without_themselves() {
         .filter(|row| STEP_SPREAD.contains(row.measured_seconds / row.without_row));
     let share = inside.count() as f64 / rows.len() as f64;
     assert!((0.92..0.98).contains(&share), "{share}");
+}
+
+#[test]
+fn nine_in_ten_steps_of_any_software_lie_within_the_default_s_bounds() {
+    let efficiencies = Efficiencies::shipped();
+    let inside = all().iter().filter(|measured| {
+        let job = Job {
+            shape: measured.shape,
+            cluster: &measured.cluster,
+            seq_len: measured.row.seq_len,
+            batch_seqs: measured.row.batch_seqs,
+            precision: measured.row.precision,
+            with_mtp: measured.row.mtp == 1,
+            layout: measured.layout,
+            software: Software::default(),
+            efficiencies: &efficiencies,
+        };
+        let seconds = step(&job).unwrap().seconds.0;
+        UNKNOWN_SOFTWARE_SPREAD.contains(measured.row.step_seconds / seconds)
+    });
+    let share = inside.count() as f64 / all().len() as f64;
+    assert!((0.88..0.93).contains(&share), "{share}");
 }
 
 #[test]

@@ -17,7 +17,6 @@ use plan::campaigns::CAMPAIGN_SPREAD;
 use plan::chip::{self, Chip};
 use plan::date::Date;
 use plan::interval::Interval;
-use plan::job::Software;
 use plan::layout::Layout;
 use plan::measured;
 use plan::quantity::{DollarsPerChipSecond, Tokens};
@@ -56,7 +55,8 @@ pub struct PlanCommand {
     recipe: Recipe,
     /// Tokens a second and dollars per million tokens of a service, not a training run; on this
     /// machine with --chips here
-    #[arg(long, conflicts_with_all = ["list", "validate", "html"])]
+    #[arg(long, conflicts_with_all = ["list", "validate", "html", "tokens", "seq_len", "batch_seqs",
+        "layout", "software", "no_mtp", "date", "stage", "rollouts"])]
     serve: bool,
     #[command(flatten)]
     serving: serving::ServingOptions,
@@ -99,8 +99,9 @@ struct Recipe {
     /// cp, chunks and mbs may be given too [default: the fastest that fits]
     #[arg(long, value_name = "FIELD=VALUE,...")]
     layout: Option<String>,
-    /// Software whose habits published steps have shown, such as megatron-2022 [default: what the
-    /// best does now]
+    /// Software whose habits published steps have shown, such as megatron-2022 or deepseek-v3
+    /// [default: fused attention, exchanges hidden where the schedule allows, graphs; the
+    /// intervals are then those of all softwares]
     #[arg(long, value_name = "NAME")]
     software: Option<String>,
     /// Leave out the modules of multi-token prediction that the model may have
@@ -225,17 +226,14 @@ impl Recipe {
                 .as_deref()
                 .map(str::parse::<Layout>)
                 .transpose()?,
-            software: self.software()?,
+            software: self
+                .software
+                .as_deref()
+                .map(measured::software)
+                .transpose()?,
             price: self.price.map(price),
             shape,
         })
-    }
-
-    fn software(&self) -> Result<Software, Failure> {
-        match &self.software {
-            None => Ok(Software::default()),
-            Some(name) => Ok(measured::software(name)?),
-        }
     }
 
     /// What nobody said, and what was taken instead.
@@ -260,7 +258,7 @@ impl Recipe {
             ));
         }
         if self.software.is_none() {
-            say("software that does what the best does now (--software)".to_string());
+            say("software unknown, so with wide intervals (--software)".to_string());
         }
         if request.with_mtp && request.shape.mtp_modules > 0 {
             say("multi-token prediction trained too (--no-mtp)".to_string());

@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
+use super::published::published;
 use crate::error::Error;
 use crate::job::Precision;
 use crate::nearest::nearest;
@@ -180,6 +181,12 @@ impl Claim {
         if let Some(step) = self.step {
             in_bounds(("step.tokens", Some(step.tokens), 1.0, 1e12))?;
             in_bounds(("step.seconds", Some(step.seconds), 1e-6, 1e7))?;
+        }
+        if let Some(run) = &self.run
+            && !published().iter().any(|row| row.run == *run)
+        {
+            let message = format!("{run:?} is no run whose share of the peak is published");
+            return Err(Error::asked("run", message));
         }
         self.check_chips()
     }

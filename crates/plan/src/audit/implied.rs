@@ -4,6 +4,7 @@ use super::known::Known;
 use super::published::{Precedents, facts};
 use super::words::{dollars, percent, range, short};
 use super::{Line, Value};
+use crate::campaign::{Failures, POWER_SHARE};
 use crate::interval::Interval;
 use crate::quantity::{ChipSeconds, Chips, DollarsPerChipSecond, Joules, Seconds, Tokens, Watts};
 
@@ -160,7 +161,8 @@ pub fn precedents(known: &Known) -> Precedents {
         known.is_mixture(),
         known.narrowest(),
         known.chips.map(|chips| chips.mid),
-        known.claim.run.as_deref(),
+        known.newest(),
+        |row| known.is_own(row),
     )
 }
 
@@ -212,8 +214,7 @@ fn cost(known: &Known) -> Vec<Line> {
         return lines;
     };
     if let Some(watts) = known.mean(|chip| chip.power.map(|power| power.0)) {
-        let over = &facts().power_over_data_sheet;
-        let energy = over.bounds().map(|over| {
+        let energy = POWER_SHARE.map(|over| {
             let joules: Joules = Watts(watts * over) * Seconds(all.0);
             joules.megawatt_hours()
         });
@@ -221,9 +222,10 @@ fn cost(known: &Known) -> Vec<Line> {
             "{} chip-hours x {} W x {}",
             short(all.hours()),
             short(watts),
-            range(&over.bounds())
+            range(&POWER_SHARE)
         );
-        lines.push(number("energy", energy, "MWh", how, &over.source));
+        let source = "Olmo 3 and BLOOM, at the wall without cooling (arXiv 2211.02001)";
+        lines.push(number("energy", energy, "MWh", how, source));
     }
     if let Some(price) = price(known) {
         let hourly = price.map(DollarsPerChipSecond::hourly);
@@ -238,10 +240,7 @@ fn cost(known: &Known) -> Vec<Line> {
         ));
         let over = &facts().programme_over_run;
         let programme = over.bounds() * cost;
-        let how = format!(
-            "x {}: trials and research, as at Ai2",
-            range(&over.bounds())
-        );
+        let how = format!("x {}: trials and research, as at Ai2", range(&POWER_SHARE));
         lines.push(number(
             "cost, programme",
             programme,
@@ -259,22 +258,9 @@ fn cost(known: &Known) -> Vec<Line> {
 /// Interruptions of the run at Meta's rate, and the share of its time that they take.
 pub fn interruptions(known: &Known) -> Option<(f64, Interval<f64>)> {
     let (chips, time) = (known.chips?.mid, known.time?);
-    let facts = facts();
-    let rate = facts.interruptions_per_chip_day.bounds().mid;
-    let between = Seconds::from_days(1.0 / (rate * chips));
-    let (save, restart) = (facts.save_seconds.bounds(), facts.restart_seconds.bounds());
-    let lost = |save: f64, restart: f64| {
-        // Young: a checkpoint every sqrt(2 * save * between) seconds; half an interval is redone.
-        let every = (2.0 * save * between.0).sqrt();
-        let lost = save / every + every / (2.0 * between.0) + restart / between.0;
-        lost.min(1.0)
-    };
-    let lost = Interval::new(
-        lost(save.low, restart.low),
-        lost(save.mid, restart.mid),
-        lost(save.high, restart.high),
-    );
-    Some((rate * chips * time.days(), lost))
+    let failures = Failures::of_about(chips);
+    let lost = failures.at_usual_rate.map(|goodput| 1.0 - goodput);
+    Some((time / failures.between.mid, lost))
 }
 
 /// Chip-hours that a published step needs for all tokens.

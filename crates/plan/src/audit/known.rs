@@ -1,12 +1,14 @@
 //! What a claim says and what follows from it by one product or quotient.
 
 use super::claim::{Claim, Stage};
-use super::published::facts;
+use super::published::{Published, facts, generation};
 use super::words::{dollars, percent, short};
+use crate::campaigns::model_of;
 use crate::chip::{self, Chip};
 use crate::error::Error;
 use crate::interval::Interval;
 use crate::job::Precision;
+use crate::preset;
 use crate::quantity::{
     Bytes, BytesPerSecond, ChipSeconds, Chips, Dollars, DollarsPerChipSecond, Flops,
     FlopsPerSecond, FlopsPerToken, Seconds, Tokens,
@@ -304,6 +306,29 @@ impl<'a> Known<'a> {
     pub fn needed(&self, share: f64) -> Option<ChipSeconds> {
         let seconds: Seconds = self.work()? / (self.peak()? * share);
         Some(ChipSeconds(seconds.0))
+    }
+
+    /// The latest generation among the chips; `None` where there are none.
+    pub fn newest(&self) -> Option<u8> {
+        self.kinds.iter().map(|kind| generation(kind.chip)).max()
+    }
+
+    /// Whether a published row is the run that the claim is about: the one it names, or its model
+    /// on its chip.
+    pub fn is_own(&self, row: &Published) -> bool {
+        if self.claim.run.as_deref() == Some(row.run.as_str()) {
+            return true;
+        }
+        let asked = self
+            .claim
+            .model
+            .as_deref()
+            .and_then(|name| preset::find(name).ok());
+        let published = model_of(&row.run).and_then(|name| preset::find(&name).ok());
+        let chips = self.kinds.iter().map(|kind| kind.chip.key.as_str());
+        asked.is_some()
+            && asked.map(|preset| &preset.name) == published.map(|preset| &preset.name)
+            && chips.into_iter().any(|key| key == row.chip)
     }
 
     pub fn is_mixture(&self) -> bool {

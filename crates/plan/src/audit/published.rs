@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use serde::Deserialize;
 
 use super::words::short;
+use crate::chip::{self, Chip};
 use crate::interval::Interval;
 use crate::job::Precision;
 
@@ -60,6 +61,15 @@ pub struct Precedents {
     pub at_scale: bool,
 }
 
+/// Generations of chips by the narrowest float that they multiply: 16, 8 or 4 bits.
+pub fn generation(chip: &Chip) -> u8 {
+    match (chip.fp4, chip.fp8) {
+        (Some(_), _) => 2,
+        (None, Some(_)) => 1,
+        (None, None) => 0,
+    }
+}
+
 /// How many times as many chips a claim may have and still be of the scale of what was published.
 const SCALE: f64 = 10.0;
 
@@ -70,19 +80,30 @@ impl Precedents {
     /// Those of the kind of model, in a format no narrower, on a tenth of the chips or more; where
     /// there are none, those on any number of chips.
     ///
-    /// `but` is the run that may not vouch for itself.
+    /// `own` says of a row that it is the claim's own run, which may not vouch for itself; `newest`
+    /// is the last generation of chips that counts.
     pub fn of(
         mixture: bool,
         narrowest: Precision,
         chips: Option<f64>,
-        but: Option<&str>,
+        newest: Option<u8>,
+        own: impl Fn(&Published) -> bool,
     ) -> Precedents {
         let alike = published().iter().filter(|row| {
-            row.mixture == mixture
-                && row.precision.bytes() >= narrowest.bytes()
-                && Some(row.run.as_str()) != but
+            row.mixture == mixture && row.precision.bytes() >= narrowest.bytes() && !own(row)
         });
-        let alike: Vec<_> = alike.collect();
+        let mut alike: Vec<_> = alike.collect();
+        // What later chips reach says nothing of earlier ones, unless nothing else is published.
+        let earlier = |row: &&&'static Published| {
+            let chip = chip::find(&row.chip).ok();
+            let generation = chip.map_or(u8::MAX, generation);
+            newest.is_none_or(|newest| generation <= newest)
+        };
+        let of_time: Vec<_> = alike.iter().filter(earlier).copied().collect();
+        let kinds = |kind: Kind| of_time.iter().any(|row| row.kind == kind);
+        if kinds(Kind::Step) && kinds(Kind::Campaign) {
+            alike = of_time;
+        }
         let least = chips.unwrap_or(0.0) / SCALE;
         let at_scale = |row: &&Published| row.chips.unwrap_or(UNSAID) as f64 >= least;
         let near: Vec<_> = alike.iter().copied().filter(at_scale).collect();
@@ -181,10 +202,6 @@ impl Fact {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Facts {
-    pub interruptions_per_chip_day: Fact,
-    pub save_seconds: Fact,
-    pub restart_seconds: Fact,
-    pub power_over_data_sheet: Fact,
     pub programme_over_run: Fact,
     pub decode_per_node: Fact,
     pub passes_per_rollout: Fact,

@@ -52,7 +52,7 @@ impl Answer {
             plan: &self.plan,
             run: self.run.as_ref(),
             model_source: &self.source,
-            software: self.request.software,
+            software: self.request.software.unwrap_or_default(),
             assumptions: &self.assumptions,
             export: Export {
                 as_of: self.date,

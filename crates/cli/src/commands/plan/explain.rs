@@ -4,7 +4,6 @@ use plan::campaign::{CHECKPOINT, FAILURES_PER_CHIP_DAY, POWER_SHARE, RESTART};
 use plan::efficiency::{Efficiency, Entry, entries};
 use plan::memory::USABLE;
 use plan::training::Plan;
-use plan::validation::STEP_SPREAD;
 use serde::Serialize;
 
 use super::answer::Answer;
@@ -48,7 +47,7 @@ pub fn text(answer: &Answer) -> String {
 pub fn all(answer: &Answer) -> Vec<Explanation> {
     let mut all = model(answer);
     all.extend(memory(answer));
-    all.extend(step_parts(&answer.plan));
+    all.extend(step_parts(answer));
     all.extend(step(answer));
     all.extend(failures(&answer.plan));
     all.extend(run(answer));
@@ -119,7 +118,7 @@ fn model(answer: &Answer) -> Vec<Explanation> {
 }
 
 fn memory(answer: &Answer) -> Vec<Explanation> {
-    let (plan, software) = (&answer.plan, &answer.request.software);
+    let (plan, software) = (&answer.plan, answer.request.software.unwrap_or_default());
     let formula = |name: &str| match name {
         "weights" => "2 bytes x parameters of the stage / (tp, experts ep); zero=3 divides them \
                       by dp; DualPipe holds two stages"
@@ -136,6 +135,11 @@ fn memory(answer: &Answer) -> Vec<Explanation> {
         "activations" => "bytes that a layer keeps of a token x tokens of a micro-batch x \
                           micro-batches in flight"
             .to_string(),
+        "workspace" => {
+            "4 bytes x the largest matrix outside the experts / tp, its gradient before \
+                        it is added; zero=3 adds what is gathered of a layer"
+                .to_string()
+        }
         _ => "6 bytes x tokens of a micro-batch x vocabulary / tp".to_string(),
     };
     let source = "arXiv 2205.05198, section 4, with MLA and experts; arXiv 1910.02054";
@@ -165,8 +169,17 @@ fn memory(answer: &Answer) -> Vec<Explanation> {
     all
 }
 
-fn step_parts(plan: &Plan) -> Vec<Explanation> {
-    let parts = plan.step_parts.iter().filter(|(_, seconds)| *seconds > 0.0);
+fn step_parts(answer: &Answer) -> Vec<Explanation> {
+    // Every part is that many times what its formula says.
+    let slowdown = match answer.request.software {
+        Some(software) => format!("; x {} of the software", software.slowdown),
+        None => String::new(),
+    };
+    let parts = answer
+        .plan
+        .step_parts
+        .iter()
+        .filter(|(_, seconds)| *seconds > 0.0);
     parts
         .map(|(name, seconds)| {
             let (formula, inputs) = of_part(name);
@@ -178,7 +191,7 @@ fn step_parts(plan: &Plan) -> Vec<Explanation> {
             let name = format!("step, {name}");
             let value = format!("{} s", short(*seconds));
             let source = "rates: the chip's data sheet; shares: below";
-            line(&name, value, format!("{formula}{inputs}"), source)
+            line(&name, value, format!("{formula}{inputs}{slowdown}"), source)
         })
         .collect()
 }
@@ -221,7 +234,7 @@ fn of_part(name: &str) -> (&'static str, Vec<Efficiency>) {
         ),
         "bubble" => (
             "what the schedule leaves idle while a pipeline fills and empties (arXiv 2412.19437, \
-             Table 2), and waiting for the slowest stage",
+             Table 2); the other parts are those of the busiest stage",
             vec![],
         ),
         "data exchange" => (
@@ -249,7 +262,7 @@ fn value_of(name: Efficiency) -> String {
 fn efficiency(entry: &Entry) -> Explanation {
     let how = match entry.fitted {
         true => "found by fitting all published steps at once",
-        false => "measured by others",
+        false => "taken from, or reasoned as, the source says",
     };
     let name = format!("efficiency {}", snake(entry.name));
     line(&name, short(entry.value), how.to_string(), &entry.source)
@@ -257,18 +270,24 @@ fn efficiency(entry: &Entry) -> Explanation {
 
 fn step(answer: &Answer) -> Vec<Explanation> {
     let plan = &answer.plan;
-    let spread = "nineteen in twenty published steps, each without itself; `bruchteil plan \
-                  --validate FILE` shows all";
+    let spread = match answer.request.software {
+        Some(_) => {
+            "nineteen in twenty published steps, each without itself; `bruchteil plan --validate \
+             FILE` shows all"
+        }
+        None => {
+            "nine in ten published steps of any software by the default's prediction; --software \
+             narrows it"
+        }
+    };
+    let bounds = answer.request.spread();
     let peak = answer.chip().bf16.map_or(0.0, |peak| peak.0 / 1e12);
     let [seconds, rate, mfu] = first_three(plan);
     vec![
         line(
             "step_seconds",
             seconds,
-            format!(
-                "the parts together x {} to {}",
-                STEP_SPREAD.low, STEP_SPREAD.high
-            ),
+            format!("the parts together x {} to {}", bounds.low, bounds.high),
             spread,
         ),
         line(

@@ -29,28 +29,28 @@ const USUAL_CHIP: &str = "h800";
 #[command(next_help_heading = "With --serve")]
 pub struct ServingOptions {
     /// Chips that share one copy of the model for prompts [default: searched]
-    #[arg(long, value_name = "N")]
+    #[arg(long, requires = "serve", value_name = "N")]
     prefill_ep: Option<u64>,
     /// Chips that share one copy of the model for answers [default: searched]
-    #[arg(long, value_name = "N")]
+    #[arg(long, requires = "serve", value_name = "N")]
     decode_ep: Option<u64>,
     /// Mean tokens that an answer's tokens look back on
-    #[arg(long, value_name = "TOKENS", default_value_t = CONTEXT)]
+    #[arg(long, requires = "serve", value_name = "TOKENS", default_value_t = CONTEXT)]
     context: u64,
     /// Mean tokens of a prompt
-    #[arg(long, value_name = "TOKENS", default_value_t = PROMPT)]
+    #[arg(long, requires = "serve", value_name = "TOKENS", default_value_t = PROMPT)]
     prompt_tokens: u64,
     /// Share of prompt tokens whose cache is at hand [default: 0.5625, 342 of 608]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, requires = "serve", value_name = "SHARE")]
     cache_hits: Option<f64>,
     /// Guess a second token by multi-token prediction; it is right with this share
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, requires = "serve", value_name = "SHARE")]
     acceptance: Option<f64>,
     /// Tokens a second that each user gets at least [default: as many users as memory holds]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, requires = "serve", value_name = "RATE")]
     per_user: Option<f64>,
     /// Sequences at once on this machine, with --chips here
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, requires = "serve", value_name = "N", default_value_t = 8)]
     #[arg(value_parser = clap::value_parser!(u64).range(..=65_536))]
     batch: u64,
 }
@@ -221,8 +221,8 @@ fn in_words(title: &str, service: &Service, served: &Served) -> String {
     }
     text.push('\n');
     text + &paragraph(
-        "In brackets: the bounds that published services keep to. A full pool; days with idle \
-         hours give less. A node is 8 chips.",
+        "In brackets: 0.58 to 1.38 of the prediction, the bounds of the eight published services \
+         that it was compared with. A full pool; idle hours give less. A node is 8 chips.",
     )
 }
 

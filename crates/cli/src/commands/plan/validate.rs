@@ -171,7 +171,7 @@ fn page(rows: &[Compared], picture: &str) -> Result<String, Failure> {
         summary(rows),
         steps(rows),
         runs::section(),
-        elsewhere::memory()?,
+        elsewhere::memory(rows)?,
         elsewhere::services()?,
         efficiencies(),
     ];
@@ -181,12 +181,14 @@ fn page(rows: &[Compared], picture: &str) -> Result<String, Failure> {
 fn introduction(picture: &str) -> String {
     format!(
         "# Predicted against published\n\n\
-         Every published step of training that names its layout, and what `bruchteil plan` says \
-         of it without having seen it: the efficiencies that were found by fitting are found anew \
-         from all other rows, and so is the slowdown of the row's software. \"Without its group\" \
-         leaves out every row of the same model and system too, so that nothing near it is \
-         known. What is not left out is the form of the model: its formulas were chosen with these \
-         rows in sight.\n\n`bruchteil plan --validate FILE.md` writes this page.\n\n\
+         Published steps of training that name their layout, and what `bruchteil plan` says of \
+         each without that step: the efficiencies that were found by fitting are found anew from \
+         all other rows, and so is the slowdown of the row's software. \"Without its group\" \
+         leaves out every row of the same model on the same chip too, so that nothing near it is known. \
+         What is not left out is the form of the model: its formulas were chosen with these rows \
+         in sight. And the rows are a choice: the 34 of the list of runs, and 61 from the same \
+         tables, picked for variety before the first fit; the tables have hundreds.\n\n\
+         `bruchteil plan --validate FILE.md` writes this page.\n\n\
          ![Predicted against published seconds of a step, both axes logarithmic; shaded: within \
          {:.0} %]({picture})\n\n",
         100.0 * BAND

@@ -28,9 +28,9 @@ pub fn section() -> String {
         "## The list of published runs\n\nAll {} rows. A campaign takes longer than its steady \
          steps: failures, restarts, evaluations and side runs are in its hours, layouts are not \
          always the best, and many hours cover more than the tokens that are stated. The interval \
-         is the steady prediction times what the other campaigns took beyond theirs, from the \
-         tenth to the ninetieth of a hundred; it holds {inside} of {}. Error: steady by published \
-         time, less 1.\n\n\
+         is the steady prediction times what the campaigns of other models took beyond theirs, \
+         from the tenth to the ninetieth of a hundred; neither knows steps of the same model. It \
+         holds {inside} of {}. Error: steady by published time, less 1.\n\n\
          | Run | What | Published | Steady | Error % | Interval | Inside | Layout | Assumed | \
          Source |\n|---|---|--:|--:|--:|---|---|---|---|---|\n{lines}\n\
          Compared as steps, above: {}.\n\n\
