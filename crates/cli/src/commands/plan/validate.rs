@@ -184,10 +184,10 @@ fn introduction(picture: &str) -> String {
          Published steps of training that name their layout, and what `bruchteil plan` says of \
          each without that step: the efficiencies that were found by fitting are found anew from \
          all other rows, and so is the slowdown of the row's software. \"Without its group\" \
-         leaves out every row of the same model on the same chip too, so that nothing near it is known. \
-         What is not left out is the form of the model: its formulas were chosen with these rows \
-         in sight. And the rows are a choice: the 34 of the list of runs, and 61 from the same \
-         tables, picked for variety before the first fit; the tables have hundreds.\n\n\
+         leaves out every row of the same model on the same chip too, so that nothing near it is \
+         known. What is not left out is the form of the model: its formulas were chosen with these \
+         rows in sight. And the rows are a choice: the 34 of the list of runs, and 61 from the \
+         same tables, picked for variety before the first fit; the tables have hundreds.\n\n\
          `bruchteil plan --validate FILE.md` writes this page.\n\n\
          ![Predicted against published seconds of a step, both axes logarithmic; shaded: within \
          {:.0} %]({picture})\n\n",
