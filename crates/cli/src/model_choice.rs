@@ -55,6 +55,9 @@ fn looks_like_path(text: &str) -> bool {
 }
 
 fn from_path(path: &Path) -> Result<Chosen, Failure> {
+    if !path.is_file() && !path.is_dir() {
+        return Err(Failure::input(path, "neither a file nor a folder", ADVICE));
+    }
     let shape = match path.extension().and_then(|ending| ending.to_str()) {
         Some("toml") => from_run(path)?,
         Some("gguf") => Shape::from(&Folder::open(path)?.config),

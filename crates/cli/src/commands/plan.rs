@@ -134,6 +134,10 @@ impl PlanCommand {
         if self.serve {
             return self.service(model, settings);
         }
+        if let Some(option) = self.serving.given() {
+            let cause = format!("{option} is an option of services");
+            return Err(Failure::usage(cause, "add --serve, or leave it out"));
+        }
         let answer = self.recipe.answer(model_choice::choose(model)?, settings)?;
         if !answer.plan.fits {
             settings.ui().warn(answer.too_large());

@@ -21,6 +21,8 @@ use crate::memory::shown;
 use crate::plain::plain;
 use crate::settings::Settings;
 
+/// Sequences at once on this machine, where nobody says.
+const USUAL_BATCH: u64 = 8;
 /// What DeepSeek serves on; taken where no chip is named.
 const USUAL_CHIP: &str = "h800";
 
@@ -29,30 +31,57 @@ const USUAL_CHIP: &str = "h800";
 #[command(next_help_heading = "With --serve")]
 pub struct ServingOptions {
     /// Chips that share one copy of the model for prompts [default: searched]
-    #[arg(long, requires = "serve", value_name = "N")]
+    #[arg(long, value_name = "N")]
     prefill_ep: Option<u64>,
     /// Chips that share one copy of the model for answers [default: searched]
-    #[arg(long, requires = "serve", value_name = "N")]
+    #[arg(long, value_name = "N")]
     decode_ep: Option<u64>,
-    /// Mean tokens that an answer's tokens look back on
-    #[arg(long, requires = "serve", value_name = "TOKENS", default_value_t = CONTEXT)]
-    context: u64,
-    /// Mean tokens of a prompt
-    #[arg(long, requires = "serve", value_name = "TOKENS", default_value_t = PROMPT)]
-    prompt_tokens: u64,
+    /// Mean tokens that an answer's tokens look back on [default: 4989]
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<u64>,
+    /// Mean tokens of a prompt [default: 4383]
+    #[arg(long, value_name = "TOKENS")]
+    prompt_tokens: Option<u64>,
     /// Share of prompt tokens whose cache is at hand [default: 0.5625, 342 of 608]
-    #[arg(long, requires = "serve", value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE")]
     cache_hits: Option<f64>,
     /// Guess a second token by multi-token prediction; it is right with this share
-    #[arg(long, requires = "serve", value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE")]
     acceptance: Option<f64>,
     /// Tokens a second that each user gets at least [default: as many users as memory holds]
-    #[arg(long, requires = "serve", value_name = "RATE")]
+    #[arg(long, value_name = "RATE")]
     per_user: Option<f64>,
-    /// Sequences at once on this machine, with --chips here
-    #[arg(long, requires = "serve", value_name = "N", default_value_t = 8)]
+    /// Sequences at once on this machine, with --chips here [default: 8]
+    #[arg(long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u64).range(..=65_536))]
-    batch: u64,
+    batch: Option<u64>,
+}
+
+impl ServingOptions {
+    /// The first of them that was given.
+    pub fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--prefill-ep", self.prefill_ep.is_some()),
+            ("--decode-ep", self.decode_ep.is_some()),
+            ("--context", self.context.is_some()),
+            ("--prompt-tokens", self.prompt_tokens.is_some()),
+            ("--cache-hits", self.cache_hits.is_some()),
+            ("--acceptance", self.acceptance.is_some()),
+            ("--per-user", self.per_user.is_some()),
+            ("--batch", self.batch.is_some()),
+        ];
+        given
+            .into_iter()
+            .find_map(|(name, given)| given.then_some(name))
+    }
+
+    fn context(&self) -> u64 {
+        self.context.unwrap_or(CONTEXT)
+    }
+
+    fn prompt(&self) -> u64 {
+        self.prompt_tokens.unwrap_or(PROMPT)
+    }
 }
 
 /// What is asked besides the model.
@@ -123,7 +152,11 @@ pub fn run_here(
     settings: &Settings,
 ) -> Outcome {
     let width = machine::stored_width(config, settings.precision());
-    let asked = [options.batch, options.context, options.prompt_tokens];
+    let asked = [
+        options.batch.unwrap_or(USUAL_BATCH),
+        options.context(),
+        options.prompt(),
+    ];
     let found = machine::predicted(config, width, asked, settings).map_err(refused)?;
     if settings.json {
         #[derive(Serialize)]
@@ -139,8 +172,8 @@ pub fn run_here(
         return print_json(&AnswerHere {
             model: title,
             chip: "here",
-            context_tokens: options.context,
-            prompt_tokens: options.prompt_tokens,
+            context_tokens: options.context(),
+            prompt_tokens: options.prompt(),
             threads: settings.thread_count(),
             here: &found,
         });
@@ -161,8 +194,8 @@ impl Asked<'_> {
         Ok(Service {
             prefill_chips: options.prefill_ep,
             decode_chips: options.decode_ep,
-            context: options.context,
-            prompt: options.prompt_tokens,
+            context: options.context(),
+            prompt: options.prompt(),
             cache_hits: options.cache_hits.unwrap_or(CACHE_HITS),
             acceptance: options.acceptance,
             per_user: options.per_user,
@@ -366,8 +399,8 @@ fn here_in_words(
     let heading = format!(
         "{title} on this machine, {} threads; context {}, prompt {}",
         settings.thread_count(),
-        options.context,
-        options.prompt_tokens
+        options.context(),
+        options.prompt()
     );
     let mut text = paragraph(&plain(&heading)) + "\n";
     let machine = &found.machine;
