@@ -391,6 +391,18 @@ fn too_little_is_named() {
 }
 
 #[test]
+fn a_programme_is_its_run_times_the_factor_that_is_shown() {
+    let audit = audited(audit::find("deepseek-v3").expect("a shipped claim"));
+    let line = |name: &str| {
+        let line = audit.implied.iter().find(|line| line.name == name);
+        line.unwrap_or_else(|| panic!("{name}"))
+    };
+    assert!(line("cost, programme").how.contains("x 1.5 to 5.618"));
+    let ratio = number(&audit, "cost, programme").low / number(&audit, "cost, final run").low;
+    near(ratio, 1.5, 1e-9);
+}
+
+#[test]
 fn what_is_missing_is_solved_for_and_closes() {
     // Days from chips and tokens: said back, they need the shares that they came from.
     let open = audited(&v3(&[("h800", 2048)], None));

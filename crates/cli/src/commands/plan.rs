@@ -58,8 +58,6 @@ pub struct PlanCommand {
     #[arg(long, conflicts_with_all = ["list", "validate", "html", "tokens", "seq_len", "batch_seqs",
         "layout", "software", "no_mtp", "date", "stage", "rollouts"])]
     serve: bool,
-    #[command(flatten)]
-    serving: serving::ServingOptions,
     /// Also write a page with pictures, one file that needs nothing else
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -73,6 +71,8 @@ pub struct PlanCommand {
     /// FILE.md, and a picture beside it
     #[arg(long, value_name = "FILE", conflicts_with = "model")]
     validate: Option<PathBuf>,
+    #[command(flatten)]
+    serving: serving::ServingOptions,
 }
 
 /// The run that is asked about.
@@ -115,7 +115,7 @@ struct Recipe {
     #[arg(long, value_name = "TOKENS:LENGTH:BATCH", value_parser = rollouts)]
     rollouts: Option<Further>,
     /// What a chip costs, in dollars per hour [default: the catalogue's rents]
-    #[arg(long, value_name = "USD", value_parser = parse_positive)]
+    #[arg(long, value_name = "USD", value_parser = price)]
     price: Option<f64>,
     /// The day whose rules of export count [default: that of the newest rule known]
     #[arg(long, value_name = "DATE")]
@@ -143,6 +143,13 @@ impl PlanCommand {
             settings.ui().warn(answer.too_large());
         }
         if let Some(path) = &self.html {
+            if path
+                .canonicalize()
+                .is_ok_and(|html| Path::new(model).canonicalize().is_ok_and(|m| m == html))
+            {
+                let cause = format!("--html {} is the model that was read", path.display());
+                return Err(Failure::usage(cause, "give the page a name of its own"));
+            }
             model::write_atomic(path, page::html(&answer).as_bytes())?;
             settings.ui().say(format_args!("wrote {}", path.display()));
         }
@@ -281,6 +288,13 @@ impl Recipe {
              half of them more than {mid}"
         ));
         taken
+    }
+}
+
+fn price(text: &str) -> Result<f64, String> {
+    match parse_positive(text)? {
+        usd if usd <= 1e5 => Ok(usd),
+        _ => Err("no chip costs so much an hour".to_string()),
     }
 }
 

@@ -240,7 +240,10 @@ fn cost(known: &Known) -> Vec<Line> {
         ));
         let over = &facts().programme_over_run;
         let programme = over.bounds() * cost;
-        let how = format!("x {}: trials and research, as at Ai2", range(&POWER_SHARE));
+        let how = format!(
+            "x {}: trials and research, as at Ai2",
+            range(&over.bounds())
+        );
         lines.push(number(
             "cost, programme",
             programme,

@@ -34,6 +34,11 @@ pub fn write(path: &Path, settings: &Settings) -> Outcome {
             "name a Markdown file, as in predicted.md",
         ));
     }
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    if dir.is_some_and(|dir| !dir.is_dir()) {
+        let cause = format!("{}: there is no such folder", path.display());
+        return Err(Failure::usage(cause, "make it first"));
+    }
     let total = measured::all().len();
     let progress = Mutex::new(settings.ui().start("validate", total as u64));
     let rows = compare(settings.thread_count(), |done| {

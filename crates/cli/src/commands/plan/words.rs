@@ -22,12 +22,14 @@ pub fn results(plan: &Plan) -> Vec<Line> {
     let cost = run.cost_usd.map(|cost| spanned(&cost, "", dollars));
     let rate = &plan.tokens_per_second_per_chip;
     let between = &run.hours_between_failures;
+    let save = run.checkpoint_seconds.map(|seconds| seconds / 60.0);
     vec![
         line("step", spanned(&plan.step_seconds, " s", short)),
         line("tokens/s per chip", spanned(rate, "", short)),
         line("MFU of 16-bit peak", spanned(&plan.mfu, " %", percent)),
         line("goodput", spanned(&run.goodput, " %", percent)),
         line("between failures", spanned(between, " h", short)),
+        line("save every", spanned(&save, " min", short)),
         line("days", spanned(&run.days, "", short)),
         line("chip-hours", spanned(&run.chip_hours, "", amount)),
         line("energy", unknown(energy, "the chip's power is not known")),
