@@ -2,7 +2,7 @@
 
 use plan::chip::Chip;
 use plan::date::Date;
-use plan::export::{self, Classification, classify};
+use plan::export::{self, Classification, Verdict, classify};
 use plan::stages::WholeRun;
 use plan::training::{Plan, Request};
 use serde::Serialize;
@@ -82,7 +82,12 @@ impl Answer {
 
     /// The chip's class on that day, and whether there was such a chip.
     pub fn export_words(&self) -> String {
-        let class = self.export().class;
+        let export = self.export();
+        let class = export.class;
+        let letter = match export.bandwidth_letter {
+            Some(Verdict::Yes) => "; within the letter of April 2025",
+            _ => "",
+        };
         let launch = self.chip().launch;
         let later = launch.filter(|launch| launch.first_day() > self.day());
         let later = later.map(|launch| {
@@ -90,7 +95,7 @@ impl Answer {
             format!("; {name} was launched {launch}, after that date")
         });
         format!(
-            "{class} as of {}, {}{}",
+            "{class}{letter} as of {}, {}{}",
             self.date,
             export::DISCLAIMER,
             later.unwrap_or_default()
