@@ -73,7 +73,15 @@ pub fn short(value: f64) -> String {
 
 /// To the next whole number, with commas.
 pub fn grouped(value: f64) -> String {
-    let digits = format!("{:.0}", value.abs());
+    let text = in_groups(&format!("{:.0}", value.abs()));
+    match value <= -0.5 {
+        true => format!("-{text}"),
+        false => text,
+    }
+}
+
+/// Digits with a comma before each three.
+pub fn in_groups(digits: &str) -> String {
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {
@@ -81,10 +89,7 @@ pub fn grouped(value: f64) -> String {
         }
         text.push(digit);
     }
-    match value <= -0.5 {
-        true => format!("-{text}"),
-        false => text,
-    }
+    text
 }
 
 /// "mid unit (low to high)", or the one number where the three are one; the unit begins with a

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::chip;
 use crate::efficiency::Efficiencies;
 use crate::error::Error;
-use crate::fit::{fit, residuals, slowdowns};
+use crate::fit::Told;
 use crate::interval::Interval;
 use crate::job::{Cluster, Job, Precision, Software};
 use crate::layout::Layout;
@@ -21,6 +21,7 @@ use crate::measured::{self, Measured};
 use crate::preset;
 use crate::search::search;
 use crate::step::{Step, step};
+use crate::table::rows;
 
 /// Published by steady time of the campaigns here, from the tenth to the ninetieth of a hundred (a
 /// test compares).
@@ -154,31 +155,23 @@ pub fn model_of(run: &str) -> Option<String> {
     if let Some(measured) = measured {
         return Some(measured.row.model.clone());
     }
-    static STAGES: OnceLock<Vec<Stage>> = OnceLock::new();
-    let stages = STAGES.get_or_init(|| {
-        let text = include_str!("../data/campaigns.csv");
-        rows("campaigns.csv", text).unwrap_or_else(|error| panic!("the shipped runs: {error}"))
-    });
-    let stage = stages.iter().find(|stage| stage.id == run);
+    let stage = stages().iter().find(|stage| stage.id == run);
     stage.map(|stage| stage.model.clone())
 }
 
-fn rows<T: for<'a> Deserialize<'a>>(file: &str, text: &str) -> Result<Vec<T>, Error> {
-    let mut reader = csv::Reader::from_reader(text.as_bytes());
-    let rows: Result<Vec<T>, csv::Error> = reader.deserialize().collect();
-    rows.map_err(|error| Error::Data {
-        file: file.to_string(),
-        line: error.position().map_or(0, csv::Position::line),
-        field: String::new(),
-        message: error.to_string(),
+/// `data/campaigns.csv`.
+fn stages() -> &'static [Stage] {
+    static STAGES: OnceLock<Vec<Stage>> = OnceLock::new();
+    STAGES.get_or_init(|| {
+        let text = include_str!("../data/campaigns.csv");
+        rows("campaigns.csv", text).unwrap_or_else(|error| panic!("the shipped runs: {error}"))
     })
 }
 
 fn read() -> Result<Vec<Campaign>, Error> {
     let runs: Vec<Run> = rows("runs.csv", include_str!("../data/runs.csv"))?;
-    let stages: Vec<Stage> = rows("campaigns.csv", include_str!("../data/campaigns.csv"))?;
     let mut of_run: BTreeMap<&str, Vec<&Stage>> = BTreeMap::new();
-    for stage in &stages {
+    for stage in stages() {
         of_run.entry(&stage.id).or_default().push(stage);
     }
     let mut campaigns = Vec::with_capacity(runs.len());
@@ -194,33 +187,17 @@ fn read() -> Result<Vec<Campaign>, Error> {
     Ok(campaigns)
 }
 
-/// What steps of other models tell: efficiencies, and softwares' slowdowns.
-struct Told {
-    efficiencies: Efficiencies,
-    slowdowns: BTreeMap<String, f64>,
-}
-
-impl Told {
-    fn without(model: &str) -> Told {
-        let own = format!("{model}@");
-        let rows: Vec<&Measured> = measured::all().iter().collect();
-        let others = rows.iter().filter(|row| !row.row.group.starts_with(&own));
-        let others: Vec<&Measured> = others.copied().collect();
-        let shipped = Efficiencies::shipped();
-        let efficiencies = match others.len() == rows.len() {
-            true => shipped,
-            false => fit(&others, &shipped, ROUNDS),
-        };
-        let slowdowns = slowdowns(&others, &residuals(&others, &efficiencies));
-        Told {
-            efficiencies,
-            slowdowns,
-        }
+/// What steps of other models tell.
+fn told_without(model: &str) -> Told {
+    let own = format!("{model}@");
+    let rows: Vec<&Measured> = measured::all().iter().collect();
+    let others = rows.iter().filter(|row| !row.row.group.starts_with(&own));
+    let others: Vec<&Measured> = others.copied().collect();
+    match others.len() == rows.len() {
+        true => Told::with(&rows, Efficiencies::shipped()),
+        false => Told::by(&others),
     }
 }
-
-/// Rounds of a fit from the shipped efficiencies.
-const ROUNDS: usize = 12;
 
 fn outcome(
     run: &Run,
@@ -248,7 +225,7 @@ fn outcome(
     let mut layouts = Vec::new();
     for stage in stages {
         let told = known.entry(stage.model.clone());
-        let told = told.or_insert_with(|| Told::without(&stage.model));
+        let told = told.or_insert_with(|| told_without(&stage.model));
         let (layout, step) = reckon(stage, told)?;
         let rate = step.tokens_per_second_per_chip.0;
         steady += match what {
@@ -273,7 +250,6 @@ fn outcome(
 fn reckon(stage: &Stage, told: &Told) -> Result<(Layout, Step), Error> {
     let preset = preset::find(&stage.model)?;
     let cluster = Cluster::new(chip::find(&stage.chip)?.clone(), stage.chips);
-    let slowdown = told.slowdowns.get(&stage.software).copied();
     let job = Job {
         shape: &preset.shape,
         cluster: &cluster,
@@ -283,7 +259,7 @@ fn reckon(stage: &Stage, told: &Told) -> Result<(Layout, Step), Error> {
         with_mtp: preset.shape.mtp_modules > 0,
         layout: Layout::default(),
         software: Software {
-            slowdown: slowdown.unwrap_or(0.0).exp(),
+            slowdown: told.slowdown(&stage.software),
             ..measured::software(&stage.software)?
         },
         efficiencies: &told.efficiencies,

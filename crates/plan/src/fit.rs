@@ -43,6 +43,36 @@ pub fn slowdowns(rows: &[&Measured], errors: &[f64]) -> BTreeMap<String, f64> {
     sums.into_iter().map(drawn).collect()
 }
 
+/// What some steps tell of others: efficiencies, and softwares' slowdowns (in logarithms).
+pub struct Told {
+    pub efficiencies: Efficiencies,
+    slowdowns: BTreeMap<String, f64>,
+}
+
+/// Rounds of a fit that suffice from the shipped efficiencies.
+const ROUNDS: usize = 12;
+
+impl Told {
+    /// From these efficiencies, what `rows` tell of their softwares.
+    pub fn with(rows: &[&Measured], efficiencies: Efficiencies) -> Told {
+        let slowdowns = slowdowns(rows, &residuals(rows, &efficiencies));
+        Told {
+            efficiencies,
+            slowdowns,
+        }
+    }
+
+    /// From a fit to `rows` alone.
+    pub fn by(rows: &[&Measured]) -> Told {
+        Told::with(rows, fit(rows, &Efficiencies::shipped(), ROUNDS))
+    }
+
+    /// How many times what the formulas say a software's steps take; 1 where nothing is told.
+    pub fn slowdown(&self, software: &str) -> f64 {
+        self.slowdowns.get(software).copied().unwrap_or(0.0).exp()
+    }
+}
+
 /// Residuals with each software's own share taken out.
 pub fn centred(rows: &[&Measured], errors: &[f64]) -> Vec<f64> {
     let slowdowns = slowdowns(rows, errors);

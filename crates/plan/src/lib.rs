@@ -32,5 +32,6 @@ pub mod serving;
 pub mod shape;
 pub mod stages;
 pub mod step;
+mod table;
 pub mod training;
 pub mod validation;

@@ -14,6 +14,7 @@ use crate::nearest::nearest;
 use crate::preset;
 use crate::shape::Shape;
 use crate::step::{Step, step};
+use crate::table::rows;
 
 /// A row of the file.
 #[derive(Clone, Debug, Deserialize)]
@@ -109,11 +110,8 @@ pub fn all() -> &'static [Measured] {
 }
 
 fn read() -> Result<Vec<Measured>, Error> {
-    let mut reader = csv::Reader::from_reader(include_bytes!("../data/steps.csv").as_slice());
-    reader
-        .deserialize()
-        .map(|row| Measured::new(row.map_err(|error| data("steps.csv", &error))?))
-        .collect()
+    let rows: Vec<Row> = rows("steps.csv", include_str!("../data/steps.csv"))?;
+    rows.into_iter().map(Measured::new).collect()
 }
 
 /// What a software does, by its name in `data/software.toml`.
@@ -143,13 +141,4 @@ pub fn softwares() -> &'static BTreeMap<String, Software> {
         let text = include_str!("../data/software.toml");
         toml::from_str(text).expect("data/software.toml parses")
     })
-}
-
-fn data(file: &str, error: &impl ToString) -> Error {
-    Error::Data {
-        file: file.to_string(),
-        line: 0,
-        field: String::new(),
-        message: error.to_string(),
-    }
 }

@@ -16,6 +16,7 @@ use crate::partition::units;
 use crate::preset;
 use crate::shape::{Blocks, Shape};
 use crate::step::check_layout;
+use crate::table::rows;
 
 const CHIPS: u64 = 8;
 const GIB: f64 = (1 << 30) as f64;
@@ -50,14 +51,8 @@ impl Peak {
 /// # Errors
 /// None with the shipped data; a test reckons all.
 pub fn peaks() -> Result<Vec<Peak>, Error> {
-    let mut reader = csv::Reader::from_reader(include_bytes!("../data/memory.csv").as_slice());
-    let rows = reader.deserialize().map(|row| {
-        let row: Row = row.map_err(|error| Error::Data {
-            file: "memory.csv".to_string(),
-            line: error.position().map_or(0, csv::Position::line),
-            field: String::new(),
-            message: error.to_string(),
-        })?;
+    let rows: Vec<Row> = rows("memory.csv", include_str!("../data/memory.csv"))?;
+    let peak = |row: Row| {
         let predicted = predicted(&row)?;
         Ok(Peak {
             predicted,
@@ -66,8 +61,8 @@ pub fn peaks() -> Result<Vec<Peak>, Error> {
             layout: row.layout,
             published: row.published_gib,
         })
-    });
-    rows.collect()
+    };
+    rows.into_iter().map(peak).collect()
 }
 
 fn predicted(row: &Row) -> Result<f64, Error> {

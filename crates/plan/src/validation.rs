@@ -6,7 +6,7 @@ use std::thread;
 use serde::Serialize;
 
 use crate::efficiency::Efficiencies;
-use crate::fit::{fit, residuals, slowdowns};
+use crate::fit::{Told, residuals};
 use crate::interval::Interval;
 use crate::measured::{Measured, all};
 
@@ -25,9 +25,6 @@ pub const UNKNOWN_SOFTWARE_SPREAD: Interval<f64> = Interval {
     mid: 1.0,
     high: 1.49,
 };
-
-/// Rounds of the fit that suffice from the shipped efficiencies.
-const ROUNDS: usize = 12;
 
 /// A published step and what was said of it.
 #[derive(Clone, Debug, Serialize)]
@@ -67,15 +64,15 @@ impl Compared {
 /// If a row of the shipped data cannot be predicted.
 pub fn compare(threads: usize, progress: impl Fn(usize) + Sync) -> Vec<Compared> {
     let rows: Vec<&Measured> = all().iter().collect();
-    let start = Efficiencies::shipped();
+    let shipped = Efficiencies::shipped();
     let done = AtomicUsize::new(0);
     let one = |row: &&Measured| {
         let own = |other: &&&Measured| other.row.id == row.row.id;
         let group = |other: &&&Measured| other.row.group == row.row.group;
-        let without_row = predict_without(&rows, row, &start, own);
-        let without_group = predict_without(&rows, row, &start, group);
+        let without_row = predict_without(&rows, row, own);
+        let without_group = predict_without(&rows, row, group);
         progress(done.fetch_add(1, Ordering::Relaxed) + 1);
-        Compared::new(row, without_row, without_group, &start)
+        Compared::new(row, without_row, without_group, &shipped)
     };
     let share = rows.len().div_ceil(threads.max(1));
     thread::scope(|scope| {
@@ -94,15 +91,12 @@ pub fn compare(threads: usize, progress: impl Fn(usize) + Sync) -> Vec<Compared>
 fn predict_without(
     rows: &[&Measured],
     row: &Measured,
-    start: &Efficiencies,
     left_out: impl Fn(&&&Measured) -> bool,
 ) -> f64 {
     let others: Vec<&Measured> = rows.iter().filter(|r| !left_out(r)).copied().collect();
-    let fitted = fit(&others, start, ROUNDS);
-    let slow = slowdowns(&others, &residuals(&others, &fitted));
-    let own = residuals(&[row], &fitted)[0];
-    let slowdown = slow.get(&row.row.software).copied().unwrap_or(0.0);
-    row.row.step_seconds * (own + slowdown).exp()
+    let told = Told::by(&others);
+    let own = residuals(&[row], &told.efficiencies)[0];
+    row.row.step_seconds * own.exp() * told.slowdown(&row.row.software)
 }
 
 impl Compared {

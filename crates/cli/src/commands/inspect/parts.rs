@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::numbers::in_groups;
 use model::{Config, Layout, StoredTensor};
 use serde::Serialize;
 
@@ -109,15 +110,7 @@ impl Part {
 
 /// 1234567 as 1,234,567.
 pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    in_groups(&number.to_string())
 }
 
 #[cfg(test)]

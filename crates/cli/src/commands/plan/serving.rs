@@ -438,23 +438,15 @@ fn here_in_words(
 mod tests {
     use super::*;
 
-    const V3: &str = r#"{"model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168,
-"intermediate_size": 18432, "moe_intermediate_size": 2048, "num_hidden_layers": 61,
-"num_attention_heads": 128, "n_routed_experts": 256, "n_shared_experts": 1,
-"num_experts_per_tok": 8, "first_k_dense_replace": 3, "n_group": 8, "topk_group": 4,
-"q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
-"v_head_dim": 128, "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1,
-"eos_token_id": 1}"#;
-
     #[test]
     fn every_chip_is_answered_within_a_hundred_columns() {
-        let shape = Shape::from(&Config::from_json(V3).expect("DeepSeek-V3"));
+        let shape = &plan::preset::find("deepseek-v3").expect("a preset").shape;
         let mut answered = 0;
         for chip in chip::catalogue() {
             let service = Service {
                 chips: 8192,
                 acceptance: Some(0.85),
-                ..Service::new(&shape, chip)
+                ..Service::new(shape, chip)
             };
             let served = match service.serve() {
                 Ok(served) => served,
